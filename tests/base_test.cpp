@@ -1,0 +1,124 @@
+// Errors, files, random numbers and the thread pool.
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <csignal>
+#include <vector>
+
+#include "tests/support/test_data.h"
+#include "wick/base/error.h"
+#include "wick/base/file.h"
+#include "wick/base/parallel.h"
+#include "wick/base/random.h"
+
+namespace wick {
+namespace {
+
+TEST(Error, CheckNamesBothValues) {
+  try {
+    check(false, "matmul: inner sizes differ: {} and {}", 3, 4);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "matmul: inner sizes differ: 3 and 4");
+  }
+}
+
+TEST(Random, GivesThePublishedPhiloxVectors) {
+  // Known answers of Random123's kat_vectors, philox4x32 10 rounds.
+  EXPECT_EQ(Random(0, 0).block(0),
+            (std::array<uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+  EXPECT_EQ(Random(~uint64_t{0}, ~uint64_t{0}).block(~uint64_t{0}),
+            (std::array<uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+}
+
+TEST(Random, NormalHasUnitVariance) {
+  const Random random(7, 1);
+  double sum = 0;
+  double squares = 0;
+  constexpr int kDraws = 20000;
+  for (int i = 0; i < kDraws; ++i) {
+    const double draw = random.normal(i);
+    sum += draw;
+    squares += draw * draw;
+  }
+  EXPECT_NEAR(sum / kDraws, 0.0, 0.03);
+  EXPECT_NEAR(squares / kDraws, 1.0, 0.03);
+}
+
+TEST(ThreadPool, RunsEveryTaskOnce) {
+  for (const int threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    for (int round = 0; round < 200; ++round) {
+      std::vector<std::atomic<int>> hits(round);
+      pool.run(round, [&](int64_t i) { ++hits[i]; });
+      for (const std::atomic<int>& hit : hits) {
+        ASSERT_EQ(hit, 1);
+      }
+    }
+  }
+}
+
+TEST(ThreadPool, RethrowsAndStaysUsable) {
+  ThreadPool pool(3);
+  EXPECT_THROW(pool.run(10, [](int64_t i) { check(i != 5, "task {}", i); }), Error);
+  std::atomic<int> sum = 0;
+  pool.run(4, [&](int64_t i) { sum += static_cast<int>(i); });
+  EXPECT_EQ(sum, 6);
+}
+
+TEST(AtomicFile, KeepsTheOldFileUnlessCommitted) {
+  const test::TemporaryFolder folder;
+  const auto path = folder.path() / "a.txt";
+  write_text_atomically(path, "old");
+  {
+    AtomicFile file(path);
+    file.write(std::string_view("new"));
+  }
+  EXPECT_EQ(read_text(path), "old");
+  write_text_atomically(path, "new");
+  EXPECT_EQ(read_text(path), "new");
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder.path()), {}), 1);
+}
+
+TEST(AtomicFile, AFullDiskLeavesTheOldFileWhole) {
+  const test::TemporaryFolder folder;
+  const auto path = folder.path() / "a.txt";
+  write_text_atomically(path, "old");
+  // A file size limit in a child process stands in for the full disk: the write fails part way in
+  // the same manner.
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const rlimit limit{1000, 1000};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+    ::signal(SIGXFSZ, SIG_IGN);
+    try {
+      write_text_atomically(path, std::string(5000, 'x'));
+    } catch (const Error& error) {
+      ::_exit(std::string(error.what()).find("cannot write") != std::string::npos ? 7 : 8);
+    }
+    ::_exit(0);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  EXPECT_EQ(WEXITSTATUS(status), 7);
+  EXPECT_EQ(read_text(path), "old");
+}
+
+TEST(ReadText, NamesThePath) {
+  EXPECT_THROW(
+      {
+        try {
+          read_text("/no/such/file");
+        } catch (const Error& error) {
+          EXPECT_STREQ(error.what(), "/no/such/file: cannot open: No such file or directory");
+          throw;
+        }
+      },
+      Error);
+}
+
+}  // namespace
+}  // namespace wick

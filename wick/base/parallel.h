@@ -1,0 +1,33 @@
+// A pool of threads for data-parallel loops.
+//
+// `run(count, task)` calls task(i) once for each i in [0, count) and returns when all are done; the
+// caller works too. Which thread takes which task is not fixed, so a task must own its outputs:
+// results then do not depend on the number of threads. A waiting thread spins at most some 20 us
+// and then blocks, so a busy machine is not burnt. One `run` at a time; a `run` inside a task
+// executes serially in that thread.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+namespace wick {
+
+class ThreadPool {
+ public:
+  // threads = 0 takes one a core that this process may use.
+  explicit ThreadPool(int threads = 0);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int threads() const;
+  // The first exception that a task throws is rethrown here once all tasks have ended.
+  void run(int64_t count, const std::function<void(int64_t)>& task);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace wick

@@ -1,0 +1,126 @@
+// THE SEAM: what a back end (CPU, CUDA, Metal) must provide, and all that the floors above know of
+// a device.
+//
+// Memory first, then the kernels. Kernels work on shaped, contiguous views of this back end's own
+// memory; outputs come last. They do not allocate tensors, check shapes or throw: ops do that once,
+// before any kernel. A back end may keep scratch of its own. Work is in order; results may be read
+// after `download` or `synchronize`.
+//
+// Activations and gradients are f32 (on a GPU also bf16); weights are f32, bf16 or f16; arithmetic
+// is at least f32. The result of a kernel is the same bits whatever the number of threads.
+//
+// Shape letters: T tokens (rows), C channels, N outputs, H query heads, G key/value heads, D head
+// size, R rank, V vocabulary, S sequences, P positions.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "wick/core/kernel_args.h"
+#include "wick/core/tensor.h"
+
+namespace wick {
+
+using In = const Tensor&;
+using Out = const Tensor&;  // a Tensor is a handle, so what it names can be written
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string_view name() const = 0;  // "cpu", "cuda", "metal"
+
+  // ---- memory
+  // ------------------------------------------------------------------------------------------------------
+  // Uninitialised. Throws Error (how much was asked for, how much is free) when there is not
+  // enough.
+  virtual Tensor allocate(const Shape& shape, DType dtype) = 0;
+  // A tensor with the contents of host memory that `owner` keeps alive: a view of it where the
+  // device can read it in place (then it must not be written), else a copy.
+  virtual Tensor adopt(std::span<const std::byte> host, std::shared_ptr<const void> owner,
+                       const Shape& shape, DType dtype) = 0;
+  virtual void upload(std::span<const std::byte> host, Out to) = 0;
+  virtual void download(In from, std::span<std::byte> host) = 0;
+  virtual void copy(In from, Out to) = 0;  // same dtype and number of elements
+  virtual void synchronize() = 0;
+  virtual MemoryUse memory() const = 0;  // of what `allocate` gave
+  virtual void reset_peak_memory() = 0;
+
+  // ---- products
+  // ----------------------------------------------------------------------------------------------------
+  // c[M,N] = op(a) op(b) (+ c) (+ bias); nt: a[M,K] b[N,K]; nn: a[M,K] b[K,N]; tn: a[K,M] b[K,N].
+  // a and c are activations; b is an activation or a weight.
+  virtual void matmul(In a, In b, const MatmulArgs& args, Out c) = 0;
+  // Grouped LoRA. For row t with adapter g = row_adapter[t] (i32 [T]; empty tensor: all rows use
+  // adapter 0; -1: none): s[t,:R_g] = x[t] A_g^T;  y[t] += scaling_g s[t,:R_g] B_g^T.   x [T,in], s
+  // [T,R_max], y [T,out]
+  virtual void lora_forward(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
+                            Out y) = 0;
+  // One adapter for all rows: ds = scaling dy B; db += scaling dy^T s; da += ds^T x; and, unless dx
+  // is empty, dx += ds A.   ds [T,R] is scratch; s is lora_forward's.
+  virtual void lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da, Out db,
+                             Out dx) = 0;
+  // out[N] += sum over rows of x[T,N] (bias gradients).
+  virtual void add_column_sums(In x, Out out) = 0;
+
+  // ---- attention
+  // ---------------------------------------------------------------------------------------------------
+  // o = softmax(scale q k^T + mask) v for each run of `spans` (see AttentionArgs), head h using key
+  // head h / (H / G). q, o [Tq,H,D]; k, v [Tk,G,D]; lse [Tq,H] f32 is the log of the softmax's
+  // denominator (empty tensor: not wanted).
+  virtual void attention(In q, In k, In v, In spans, const AttentionArgs& args, Out o, Out lse) = 0;
+  // Overwrites dq, dk, dv. The spans must not share keys.
+  virtual void attention_backward(In q, In k, In v, In o, In lse, In d_o, In spans,
+                                  const AttentionArgs& args, Out dq, Out dk, Out dv) = 0;
+  // cache[slots[t]] = x[t];  x [T,G,D], slots i32 [T], cache [P,G,D].
+  virtual void kv_append(In x, In slots, Out cache) = 0;
+  // Rotary embedding of the first R of D channels, half-split pairs (i, i + R/2):
+  // y_i = x_i cos - x_{i+R/2} sin,  y_{i+R/2} = x_{i+R/2} cos + x_i sin;  inverse: sin negated
+  // (also the gradient). x, y [T,H,D], may be one tensor; positions i32 [T]; table f32 [P,R] = (cos
+  // of R/2 angles | sin of R/2 angles).
+  virtual void rope(In x, In positions, In table, RopeDirection direction, Out y) = 0;
+
+  // ---- row-wise
+  // ----------------------------------------------------------------------------------------------------
+  // y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps).  x, y [T,C]; weight [C]; rstd f32 [T]
+  // (empty: not wanted).
+  virtual void rms_norm(In x, In weight, float eps, Out y, Out rstd) = 0;
+  // dx = rstd (w dy - x rstd^2 mean(w dy x)), or dx += if `accumulate`; dweight += sum_t dy x rstd
+  // unless empty.
+  virtual void rms_norm_backward(In x, In weight, In rstd, In dy, bool accumulate, Out dx,
+                                 Out dweight) = 0;
+  // h = act(g) * u, all [T,F].
+  virtual void gate(In g, In u, Activation activation, Out h) = 0;
+  // dg = dh u act'(g); du = dh act(g). dg may be g, and du may be u.
+  virtual void gate_backward(In g, In u, In dh, Activation activation, Out dg, Out du) = 0;
+  virtual void add(In a, In b, Out y) = 0;    // y may be a or b
+  virtual void fill(float value, Out y) = 0;  // f32
+  virtual void cast(In x, Out y) = 0;         // between f32, bf16 and f16, nearest even
+  virtual void dropout(In x, const DropoutArgs& args,
+                       Out y) = 0;  // y may be x; also its own gradient
+  // y[t] = table[ids[t]];  ids i32 [T], table [V,C] of any weight dtype, y [T,C].
+  virtual void gather_rows(In table, In ids, Out y) = 0;
+  // table[ids[t]] += x[t]: f32, the sum in order of t.
+  virtual void scatter_add_rows(In x, In ids, Out table) = 0;
+
+  // ---- loss and optimiser
+  // --------------------------------------------------------------------------------------------
+  // losses[i] = log sum exp(logits[i]) - logits[i][targets[i]]; with args.gradient the logits are
+  // replaced by gradient_scale (softmax - onehot).   logits [n,V] (overwritten), targets i32 [n],
+  // losses f32 [n].
+  virtual void cross_entropy(In targets, const CrossEntropyArgs& args, Out logits, Out losses) = 0;
+  // AdamW (Loshchilov and Hutter, 2019) over flat f32 arenas:  g = gradient_scale grad;
+  // m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr (wd p + (m / (1-b1^t)) / (sqrt(v /
+  // (1-b2^t)) + eps)).
+  virtual void adamw(In grad, const AdamwArgs& args, Out p, Out m, Out v) = 0;
+  // out[0] = sum of squares, f32 [1], accumulated in a fixed order.
+  virtual void sum_squares(In x, Out out) = 0;
+
+  // ---- sampling
+  // ------------------------------------------------------------------------------------------------------
+  // One token from logits [V] (overwritten): penalty, then temperature, then top-k, then top-p.  id
+  // i32 [1].
+  virtual void sample(const SampleArgs& args, Out logits, Out id) = 0;
+};
+
+}  // namespace wick
