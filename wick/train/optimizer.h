@@ -1,0 +1,56 @@
+// AdamW over one arena: every trained value, its gradient and its two moments lie in flat f32
+// tensors, so that a step is one kernel call whatever the number of parameters.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "wick/core/backend.h"
+
+namespace wick {
+
+// A run of the arena with settings of its own.
+struct ParameterGroup {
+  int64_t begin = 0;
+  int64_t count = 0;
+  float learning_rate_ratio = 1.0F;  // times the step's learning rate
+  float weight_decay = 0.0F;
+};
+
+struct AdamWOptions {
+  float beta1 = 0.9F;
+  float beta2 = 0.999F;
+  float epsilon = 1e-8F;
+};
+
+class AdamW {
+ public:
+  // `values` and `gradients` are f32 [n]; the groups do not overlap. Moments start at zero.
+  AdamW(Backend& backend, Tensor values, Tensor gradients, std::vector<ParameterGroup> groups,
+        const AdamWOptions& options);
+
+  void clear_gradients();
+  // Starts the sum of squares of all gradients into `out` (f32 [1]).
+  void sum_squares_of_gradients(Out out);
+  // Changes the values; gradients are first multiplied by `gradient_scale`. `step` counts from 1.
+  void step(int64_t step, float learning_rate, float gradient_scale);
+
+  const Tensor& values() const { return values_; }
+  const Tensor& first_moment() const { return first_; }
+  const Tensor& second_moment() const { return second_; }
+
+ private:
+  Backend& backend_;
+  Tensor values_;
+  Tensor gradients_;
+  Tensor first_;
+  Tensor second_;
+  std::vector<ParameterGroup> groups_;
+  AdamWOptions options_;
+};
+
+// What gradients of norm `norm` are multiplied by so that none is longer than `limit`; 0 is no
+// limit. As torch.nn.utils.clip_grad_norm_ does it.
+float clip_factor(double norm, double limit);
+
+}  // namespace wick
