@@ -40,6 +40,9 @@ class Tensor {
     return static_cast<T*>(address());
   }
 
+  // No other handle or view shares the memory, so an op may overwrite it in place.
+  bool sole_owner() const { return buffer_.use_count() == 1; }
+
   // Views that share the memory.
   Tensor reshaped(const Shape& shape) const {
     assert(shape.elements() == elements());
