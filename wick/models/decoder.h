@@ -1,0 +1,116 @@
+// A decoder-only language model: Llama, Mistral, Qwen2 and Qwen3 by the flags of ModelConfig.
+//
+// Tokens of several sequences run end to end in one batch; attention never crosses a boundary and
+// positions restart at each. Weights are found under their Hugging Face names and keep their stored
+// type; norm weights and biases are widened to f32.
+//
+// Training, one micro-batch:
+//     Tape tape(backend);
+//     Var h = decoder.hidden(&tape, batch, context);
+//     double sum = decoder.loss(&tape, h, {rows, ids}, 1.0F / targets_of_the_step, context);
+//     tape.backward();          // adds to the gradients of all trainable parameters
+// Generating: `hidden` with a KvCache, then `logits` of the last row.
+//
+// One thread at a time. The back end must outlive the decoder.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "wick/models/model_config.h"
+#include "wick/nn/decoder_block.h"
+#include "wick/nn/kv_cache.h"
+#include "wick/nn/linear_layer.h"
+
+namespace wick {
+
+class WeightSource;
+
+struct TokenBatch {
+  Tensor ids;                // i32 [T]
+  Tensor positions;          // i32 [T]
+  Tensor spans;              // i32 [S, 4], see AttentionArgs
+  int64_t past = 0;          // tokens that a cache already holds
+  int64_t end_position = 0;  // one past the largest position
+  int32_t largest_id = 0;
+  int64_t tokens() const { return ids.elements(); }
+};
+
+// Sequences end to end, none empty. Throws Error on an empty sequence or a negative id.
+TokenBatch make_token_batch(Backend& backend, std::span<const std::vector<int32_t>> sequences);
+// The next tokens of the sequence whose first `past` tokens a KvCache holds.
+TokenBatch make_next_batch(Backend& backend, std::span<const int32_t> ids, int64_t past);
+
+// Row rows[i] of the batch is to predict ids[i].
+struct LossTargets {
+  std::span<const int32_t> rows;
+  std::span<const int32_t> ids;
+};
+
+// Every trained weight in one flat arena, for an optimiser that steps it in one call.
+struct FlatParameters {
+  struct Segment {
+    std::string name;
+    int64_t begin = 0;
+    Shape shape;
+  };
+  Tensor values;  // f32 [n]
+  Tensor grads;   // f32 [n], zero at first
+  std::vector<Segment> segments;
+};
+
+class Decoder {
+ public:
+  // Throws Error naming the tensor that is missing or has another shape.
+  Decoder(Backend& backend, ModelConfig config, WeightSource& weights);
+  // Normal weights of deviation 0.02, norms 1, biases 0; f32.
+  static std::unique_ptr<Decoder> random(Backend& backend, const ModelConfig& config,
+                                         uint64_t seed);
+  Decoder(const Decoder&) = delete;
+  Decoder& operator=(const Decoder&) = delete;
+
+  // The hidden states after the final norm, [T, C]. With a cache (no tape then), the batch
+  // continues its sequence.
+  Var hidden(Tape* tape, const TokenBatch& batch, const StepContext& context,
+             KvCache* cache = nullptr);
+  // Rows of hidden states [n, C] to f32 [n, V].
+  Tensor logits(const Tensor& hidden_rows) const;
+  // The sum of the target rows' losses. With a tape, gradient_scale times the gradient of that sum
+  // goes into the tape (of `hidden`) and into the head's parameters; without one, none is computed.
+  double loss(Tape* tape, const Var& hidden, const LossTargets& targets, float gradient_scale,
+              const StepContext& context) const;
+
+  KvCache make_cache(int64_t capacity) const;
+  // Keeps only each block's input for backward and runs the block again then.
+  void set_checkpointing(bool on) { checkpointing_ = on; }
+
+  // All linear layers, blocks in order, the head ("lm_head") last.
+  std::vector<LinearLayer*> linears();
+  // All weights; a tied head is listed once, as the embedding.
+  std::vector<Parameter*> parameters();
+  // Moves all weights into an arena of f32 and makes them trainable; a tied head stays tied.
+  FlatParameters train_all_weights();
+  // The head shares its weight with the embedding: false as well once either has been replaced.
+  bool tied() const;
+  const ModelConfig& config() const { return config_; }
+  Backend& backend() const { return backend_; }
+
+ private:
+  class Loader;
+  Decoder(Backend& backend, ModelConfig config, Loader& loader);
+  void grow_rope_table(int64_t positions);
+
+  Backend& backend_;
+  ModelConfig config_;
+  Parameter embedding_;  // [V, C]
+  std::vector<DecoderBlock> blocks_;
+  Parameter final_norm_;
+  LinearLayer head_;
+  Tensor rope_table_;  // f32 [P, D], grown on demand
+  bool checkpointing_ = false;
+};
+
+}  // namespace wick
