@@ -1,0 +1,90 @@
+// The safetensors format: named tensors behind a JSON header, read by memory map, written
+// streaming.
+//
+// Layout: u64 little-endian header length N, N bytes of JSON, then the data. The header maps each
+// name to {"dtype", "shape", "data_offsets": [begin, end)} with offsets from the start of the data,
+// and may hold "__metadata__": an object of strings, or null.
+// Source: https://github.com/huggingface/safetensors. As its reference reader does, this one wants
+// a header of at most 100 MB and spans that cover the data exactly: no overlap, no hole, no rest.
+//
+// A file is hostile until checked: the constructor verifies every length against the file before it
+// allocates for it. Errors name the file, the tensor or the offset, and both values.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "wick/base/file.h"
+#include "wick/core/backend.h"
+
+namespace wick {
+
+struct SafetensorsEntry {
+  std::string dtype;  // as written: "F32", "BF16", "I64", ...
+  std::vector<int64_t> extents;
+  size_t begin = 0;  // first byte, from the start of the file
+  size_t bytes = 0;
+};
+
+// An open file; immutable, so it may be read from several threads at once.
+class SafetensorsFile {
+ public:
+  explicit SafetensorsFile(const std::filesystem::path& path);
+
+  const std::filesystem::path& path() const { return file_->path(); }
+  // By name; every number type may be listed here, but `dtype` below knows only wick's.
+  const std::map<std::string, SafetensorsEntry, std::less<>>& entries() const { return entries_; }
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  bool has(std::string_view name) const { return entries_.contains(name); }
+
+  // These throw Error where there is no such tensor, and `dtype` and `shape` where wick cannot hold
+  // it: a number type other than F32, F16, BF16 and I32, or more than four dimensions.
+  const SafetensorsEntry& entry(std::string_view name) const;
+  DType dtype(std::string_view name) const;
+  Shape shape(std::string_view name) const;
+  // Not necessarily aligned for its number type.
+  std::span<const std::byte> bytes(std::string_view name) const;
+  // The values widened to f32 (from F32, F16 or BF16).
+  std::vector<float> floats(std::string_view name) const;
+
+  // A tensor over the mapped bytes where the back end can read them in place; it keeps the map
+  // alive.
+  Tensor load(Backend& backend, std::string_view name) const;
+
+ private:
+  std::shared_ptr<const MappedFile> file_;
+  std::map<std::string, SafetensorsEntry, std::less<>> entries_;
+  std::map<std::string, std::string> metadata_;
+};
+
+// A tensor to write. `fill` is called once, when its turn comes, with exactly the tensor's bytes,
+// so no more than one tensor is in host memory at a time.
+struct SafetensorsItem {
+  std::string name;
+  DType dtype = DType::f32;
+  Shape shape;
+  std::function<void(std::span<std::byte>)> fill;
+};
+
+// Items over values that must outlive the write.
+SafetensorsItem safetensors_item(std::string name, const Shape& shape,
+                                 std::span<const float> values);
+SafetensorsItem safetensors_item(std::string name, Backend& backend, const Tensor& tensor);
+
+using SafetensorsMetadata = std::map<std::string, std::string>;
+
+// Writes the whole file, atomically. Names are unique and not "__metadata__" (else Error).
+void write_safetensors(const std::filesystem::path& path, std::vector<SafetensorsItem> items,
+                       const SafetensorsMetadata& metadata = {});
+// The same into a file that the caller commits, to replace several files together.
+void write_safetensors(AtomicFile& file, std::vector<SafetensorsItem> items,
+                       const SafetensorsMetadata& metadata = {});
+
+}  // namespace wick
