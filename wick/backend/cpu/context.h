@@ -1,0 +1,29 @@
+// What every CPU kernel is given beside its tensors.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "wick/backend/cpu/memory.h"
+#include "wick/base/parallel.h"
+
+namespace wick::cpu {
+
+struct Context {
+  ThreadPool& pool;
+  BlockCache& scratch;  // for Scratch objects; tasks may take from it
+};
+
+// Calls body(begin, end) for the ranges of `grain` items that make up [0, count).
+template <class Body>
+void for_ranges(const Context& context, int64_t count, int64_t grain, const Body& body) {
+  context.pool.run((count + grain - 1) / grain,
+                   [&](int64_t i) { body(i * grain, std::min(count, (i + 1) * grain)); });
+}
+
+// As many rows as make a task of about `work` elements.
+inline int64_t rows_of(int64_t work, int64_t columns) {
+  return std::max<int64_t>(1, work / std::max<int64_t>(1, columns));
+}
+
+}  // namespace wick::cpu

@@ -1,0 +1,128 @@
+// Size classes (four an octave) with a free list each.
+#include "wick/backend/cpu/memory.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstdio>
+#include <cstdlib>
+
+#include "wick/base/error.h"
+
+namespace wick::cpu {
+
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+
+// The smallest block size of at least `bytes`.
+size_t block_size(size_t bytes) {
+  if (bytes <= 4 * BlockCache::kAlignment) {
+    return 4 * BlockCache::kAlignment;
+  }
+  const size_t step = std::bit_floor(bytes - 1) / 4;
+  return (bytes + step - 1) / step * step;
+}
+
+// What the kernel says can be had without swapping.
+size_t available_bytes() {
+  size_t kib = 0;
+  if (std::FILE* file = std::fopen("/proc/meminfo", "r")) {
+    char line[128];
+    while (std::fgets(line, sizeof(line), file) != nullptr &&
+           std::sscanf(line, "MemAvailable: %zu", &kib) != 1) {
+    }
+    std::fclose(file);
+  }
+  if (kib > 0) {
+    return kib * 1024;
+  }
+  return static_cast<size_t>(::sysconf(_SC_PHYS_PAGES)) *
+         static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+}
+
+}  // namespace
+
+BlockCache::~BlockCache() {
+  release_cached();
+}
+
+void BlockCache::release_cached() {
+  for (auto& [size, blocks] : free_) {
+    for (void* block : blocks) {
+      std::free(block);
+    }
+  }
+  free_.clear();
+  cached_bytes_ = 0;
+}
+
+Block BlockCache::take(size_t bytes) {
+  const std::lock_guard lock(mutex_);
+  constexpr size_t kLargest = size_t{1} << 60;
+  Block block{nullptr, bytes < kLargest ? block_size(bytes) : kLargest};
+  // A free block of up to half as much again will do.
+  for (auto found = free_.lower_bound(block.bytes);
+       found != free_.end() && found->first <= block.bytes + block.bytes / 2; ++found) {
+    if (!found->second.empty()) {
+      block = {found->second.back(), found->first};
+      found->second.pop_back();
+      cached_bytes_ -= block.bytes;
+      break;
+    }
+  }
+  if (block.address == nullptr) {
+    block.address = from_system(block.bytes);
+  }
+  use_.in_use_bytes += block.bytes;
+  use_.peak_bytes = std::max(use_.peak_bytes, use_.in_use_bytes);
+  return block;
+}
+
+void* BlockCache::from_system(size_t bytes) {
+  constexpr size_t kAskTheSystemFrom = size_t{64} << 20;
+  const auto mib = [](size_t count) { return static_cast<double>(count) / 1048576.0; };
+  if (bytes >= kAskTheSystemFrom && bytes > available_bytes()) {
+    release_cached();
+    const size_t available = available_bytes();
+    check(bytes <= available,
+          "out of memory: {:.1f} MiB asked for, {:.1f} MiB free, {:.1f} MiB in use by tensors",
+          mib(bytes), mib(available), mib(use_.in_use_bytes));
+  }
+  const bool huge = bytes >= 2 * kHugePage;
+  void* address = std::aligned_alloc(huge ? kHugePage : kAlignment, bytes);
+  check(address != nullptr, "out of memory: {:.1f} MiB asked for, {:.1f} MiB in use by tensors",
+        mib(bytes), mib(use_.in_use_bytes));
+#ifdef MADV_HUGEPAGE
+  if (huge) {
+    ::madvise(address, bytes, MADV_HUGEPAGE);  // only advice: fewer faults and TLB misses
+  }
+#endif
+  return address;
+}
+
+void BlockCache::give_back(const Block& block) {
+  const std::lock_guard lock(mutex_);
+  use_.in_use_bytes -= block.bytes;
+  // What is kept never exceeds what was once needed at the same time.
+  if (cached_bytes_ + use_.in_use_bytes + block.bytes > use_.peak_bytes) {
+    std::free(block.address);
+    return;
+  }
+  free_[block.bytes].push_back(block.address);
+  cached_bytes_ += block.bytes;
+}
+
+MemoryUse BlockCache::use() const {
+  const std::lock_guard lock(mutex_);
+  return use_;
+}
+
+void BlockCache::reset_peak() {
+  const std::lock_guard lock(mutex_);
+  use_.peak_bytes = use_.in_use_bytes;
+}
+
+}  // namespace wick::cpu
