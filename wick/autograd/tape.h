@@ -32,11 +32,13 @@ struct Parameter {
 
 struct Var {
   Tensor value;
-  int id = -1;                     // -1: needs no gradient
-  std::shared_ptr<Recipe> recipe;  // set where `value` is cheaper to rebuild than to keep
+  int id = -1;                               // -1: needs no gradient
+  std::shared_ptr<Recipe> recipe = nullptr;  // set where `value` is cheaper to rebuild than to keep
 
   bool needs_gradient() const { return id >= 0; }
   Kept keep() const { return Kept(value, recipe); }
+  // Enough to give a gradient to: a step that captures this does not keep the value alive.
+  Var without_value() const { return {Tensor(), id, nullptr}; }
   Var reshaped(const Shape& shape) const;
 };
 

@@ -1,0 +1,69 @@
+// Checks once, then one kernel a direction.
+#include "wick/ops/attention.h"
+
+#include "wick/base/error.h"
+
+namespace wick {
+
+Var rope(Backend& backend, Tape* tape, Var x, const RopeInputs& inputs) {
+  const Tensor& positions = inputs.positions;
+  const Tensor& table = inputs.table;
+  check(x.value.shape().rank() == 3, "rope: input {} must have three dimensions",
+        x.value.shape().to_string());
+  check(positions.elements() == x.value.dim(0), "rope: {} positions for {} tokens",
+        positions.elements(), x.value.dim(0));
+  check(table.columns() <= x.value.columns() && table.columns() % 2 == 0,
+        "rope: a table of {} columns does not fit heads of {}", table.columns(), x.value.columns());
+  Tensor y = x.value;
+  x.value = Tensor();
+  if (!y.sole_owner()) {
+    const Tensor source = y;
+    y = backend.allocate(source.shape(), DType::f32);
+    backend.rope(source, positions, table, RopeDirection::forward, y);
+  } else {
+    backend.rope(y, positions, table, RopeDirection::forward, y);
+  }
+  if (!x.needs_gradient()) {
+    return {std::move(y)};
+  }
+  return tape->record(
+      std::move(y), [&backend, tape, to = x.without_value(), positions, table](Tensor gradient) {
+        const Tensor dx =
+            gradient.sole_owner() ? gradient : backend.allocate(gradient.shape(), DType::f32);
+        backend.rope(gradient, positions, table, RopeDirection::inverse, dx);
+        gradient = Tensor();
+        tape->give(to, dx);
+      });
+}
+
+Var attention(Backend& backend, Tape* tape, const Var& q, const Var& k, const Var& v,
+              const Tensor& spans, const AttentionArgs& args) {
+  const Shape& qs = q.value.shape();
+  const Shape& ks = k.value.shape();
+  check(qs.rank() == 3 && ks.rank() == 3 && ks[1] > 0 && qs[1] % ks[1] == 0 && qs[2] == ks[2],
+        "attention: queries {} do not fit keys {}", qs.to_string(), ks.to_string());
+  check(v.value.shape() == ks, "attention: values {} do not fit keys {}",
+        v.value.shape().to_string(), ks.to_string());
+  check(spans.shape().rank() == 2 && spans.columns() == 4,
+        "attention: spans must be [S, 4], not {}", spans.shape().to_string());
+  Tensor o = backend.allocate(qs, DType::f32);
+  if (!q.needs_gradient() && !k.needs_gradient() && !v.needs_gradient()) {
+    backend.attention(q.value, k.value, v.value, spans, args, o, Tensor());
+    return {std::move(o)};
+  }
+  Tensor lse = backend.allocate({qs[0], qs[1]}, DType::f32);
+  backend.attention(q.value, k.value, v.value, spans, args, o, lse);
+  return tape->record(o, [&backend, tape, to_q = q.without_value(), to_k = k.without_value(),
+                          to_v = v.without_value(), q = q.keep(), k = k.keep(), v = v.keep(), o,
+                          lse = std::move(lse), spans, args](const Tensor& d_o) {
+    Tensor dq = backend.allocate(q.get().shape(), DType::f32);
+    Tensor dk = backend.allocate(k.get().shape(), DType::f32);
+    Tensor dv = backend.allocate(v.get().shape(), DType::f32);
+    backend.attention_backward(q.get(), k.get(), v.get(), o, lse, d_o, spans, args, dq, dk, dv);
+    tape->give(to_q, std::move(dq));
+    tape->give(to_k, std::move(dk));
+    tape->give(to_v, std::move(dv));
+  });
+}
+
+}  // namespace wick

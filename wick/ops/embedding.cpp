@@ -1,0 +1,22 @@
+// Gather forward, scatter-add backward.
+#include "wick/ops/embedding.h"
+
+#include "wick/base/error.h"
+
+namespace wick {
+
+Var embedding(Backend& backend, Tape* tape, const Parameter& table, const Tensor& ids) {
+  check(table.value.shape().rank() == 2, "embedding: table {} must have two dimensions, not {}",
+        table.name, table.value.shape().to_string());
+  check(ids.dtype() == DType::i32, "embedding: ids must be i32, not {}", name_of(ids.dtype()));
+  Tensor y = backend.allocate({ids.elements(), table.value.dim(1)}, DType::f32);
+  backend.gather_rows(table.value, ids, y);
+  if (tape == nullptr || !table.trainable()) {
+    return {std::move(y)};
+  }
+  return tape->record(std::move(y), [&backend, ids, grad = table.grad](const Tensor& dy) {
+    backend.scatter_add_rows(dy, ids, grad);
+  });
+}
+
+}  // namespace wick

@@ -1,0 +1,12 @@
+// Rows of a table by token id.
+#pragma once
+
+#include "wick/autograd/tape.h"
+
+namespace wick {
+
+// table [V, C] of any weight dtype; ids i32 [T], each in [0, V) (the caller has checked them).
+// Returns [T, C] f32.
+Var embedding(Backend& backend, Tape* tape, const Parameter& table, const Tensor& ids);
+
+}  // namespace wick

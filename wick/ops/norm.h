@@ -1,0 +1,12 @@
+// RMS norm over the last axis (Zhang and Sennrich, 2019), with gradients of x and weight.
+#pragma once
+
+#include "wick/autograd/tape.h"
+
+namespace wick {
+
+// y = weight * x / sqrt(mean(x^2) + eps).  x [..., C] f32; weight [C].
+// Only 1/sqrt(..) of each row is kept: the output carries the recipe that rebuilds it from x.
+Var rms_norm(Backend& backend, Tape* tape, const Var& x, const Parameter& weight, float eps);
+
+}  // namespace wick
