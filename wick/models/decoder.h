@@ -15,12 +15,14 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "wick/models/model_config.h"
+#include "wick/models/token_batch.h"
 #include "wick/nn/decoder_block.h"
 #include "wick/nn/kv_cache.h"
 #include "wick/nn/linear_layer.h"
@@ -28,21 +30,6 @@
 namespace wick {
 
 class WeightSource;
-
-struct TokenBatch {
-  Tensor ids;                // i32 [T]
-  Tensor positions;          // i32 [T]
-  Tensor spans;              // i32 [S, 4], see AttentionArgs
-  int64_t past = 0;          // tokens that a cache already holds
-  int64_t end_position = 0;  // one past the largest position
-  int32_t largest_id = 0;
-  int64_t tokens() const { return ids.elements(); }
-};
-
-// Sequences end to end, none empty. Throws Error on an empty sequence or a negative id.
-TokenBatch make_token_batch(Backend& backend, std::span<const std::vector<int32_t>> sequences);
-// The next tokens of the sequence whose first `past` tokens a KvCache holds.
-TokenBatch make_next_batch(Backend& backend, std::span<const int32_t> ids, int64_t past);
 
 // Row rows[i] of the batch is to predict ids[i].
 struct LossTargets {
@@ -65,7 +52,7 @@ struct FlatParameters {
 class Decoder {
  public:
   // Throws Error naming the tensor that is missing or has another shape.
-  Decoder(Backend& backend, ModelConfig config, WeightSource& weights);
+  Decoder(Backend& backend, ModelConfig config, const WeightSource& weights);
   // Normal weights of deviation 0.02, norms 1, biases 0; f32.
   static std::unique_ptr<Decoder> random(Backend& backend, const ModelConfig& config,
                                          uint64_t seed);
@@ -99,14 +86,16 @@ class Decoder {
   Backend& backend() const { return backend_; }
 
  private:
-  class Loader;
-  Decoder(Backend& backend, ModelConfig config, Loader& loader);
+  enum class WeightKind : uint8_t { matrix, norm, bias };
+  using Load = std::function<Tensor(const std::string& name, const Shape& shape, WeightKind kind)>;
+  Decoder(Backend& backend, ModelConfig config, const Load& load);
   void grow_rope_table(int64_t positions);
 
   Backend& backend_;
   ModelConfig config_;
   Parameter embedding_;  // [V, C]
   std::vector<DecoderBlock> blocks_;
+  std::vector<BlockShape> shapes_;  // of the blocks
   Parameter final_norm_;
   LinearLayer head_;
   Tensor rope_table_;  // f32 [P, D], grown on demand
