@@ -7,6 +7,7 @@
 
 #include "wick/base/error.h"
 #include "wick/base/log.h"
+#include "wick/base/parallel.h"
 #include "wick/base/progress.h"
 #include "wick/base/random.h"
 #include "wick/data/random_streams.h"
@@ -48,6 +49,23 @@ void warn_of_template(const Tokenizer& tokenizer, const fs::path& file) {
   }
 }
 
+bool is_chat(const Record& record) {
+  return record.form == Record::Form::chat;
+}
+
+// A few hundred records, fewer at the end of the file.
+std::vector<Record> next_records(RecordReader& reader) {
+  std::vector<Record> records;
+  while (records.size() < 256) {
+    std::optional<Record> record = reader.next();
+    if (!record) {
+      break;
+    }
+    records.push_back(std::move(*record));
+  }
+  return records;
+}
+
 }  // namespace
 
 std::string Dataset::summary(const DatasetOptions& options) const {
@@ -70,15 +88,27 @@ Dataset read_dataset(const fs::path& file, const Tokenizer& tokenizer,
         options.max_length);
   RecordReader reader(file);
   Progress progress("reading " + file.filename().string(), reader.bytes_total());
+  ThreadPool pool(options.threads);
   Dataset dataset;
   bool chat_seen = false;
-  while (const std::optional<Record> record = reader.next()) {
-    if (record->form == Record::Form::chat && !chat_seen) {
+  for (;;) {
+    const std::vector<Record> records = next_records(reader);
+    if (records.empty()) {
+      break;
+    }
+    if (!chat_seen && std::any_of(records.begin(), records.end(), is_chat)) {
       chat_seen = true;
       warn_of_template(tokenizer, file);
     }
-    ++dataset.records;
-    take(dataset, encode_record(tokenizer, *record, options.train_on), options);
+    std::vector<Sample> samples(records.size());
+    pool.run(static_cast<int64_t>(records.size()), [&](int64_t i) {
+      const auto at = static_cast<size_t>(i);
+      samples[at] = encode_record(tokenizer, records[at], options.train_on);
+    });
+    dataset.records += static_cast<int64_t>(records.size());
+    for (Sample& sample : samples) {
+      take(dataset, std::move(sample), options);
+    }
     progress.update(reader.bytes_read());
   }
   check(dataset.records > 0, "{}: no records; a line must be a JSON object such as {}",

@@ -12,6 +12,7 @@ namespace wick {
 struct DatasetOptions {
   TrainOn train_on = TrainOn::completion;
   int64_t max_length = 2048;  // tokens; what is longer is cut at its end
+  int threads = 0;            // that encode; 0: one a core
 };
 
 struct Dataset {
