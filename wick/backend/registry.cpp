@@ -6,6 +6,10 @@
 
 namespace wick {
 
+std::vector<std::string_view> backend_names() {
+  return {"cpu"};
+}
+
 std::unique_ptr<Backend> make_backend(std::string_view device, const BackendOptions& options) {
   if (device == "cpu" || device == "auto") {
     return std::make_unique<cpu::CpuBackend>(options.threads);

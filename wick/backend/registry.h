@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string_view>
+#include <vector>
 
 #include "wick/core/backend.h"
 
@@ -11,6 +12,9 @@ namespace wick {
 struct BackendOptions {
   int threads = 0;  // CPU: 0 takes one a core that this process may use
 };
+
+// What this build has, the best last.
+std::vector<std::string_view> backend_names();
 
 // "cpu", or "auto" (the best there is). Throws Error naming what this build has.
 std::unique_ptr<Backend> make_backend(std::string_view device, const BackendOptions& options = {});

@@ -1,0 +1,180 @@
+// Attention, its cache and the rotary embedding of every back end against the scalar reference.
+#include <fmt/core.h>
+#include <gtest/gtest.h>
+
+#include <array>
+
+#include "tests/reference/attention.h"
+#include "tests/support/conformance.h"
+
+namespace wick {
+namespace {
+
+using test::Conformance;
+using test::poisoned;
+using test::upload;
+using test::upload_ids;
+using test::Values;
+
+INSTANTIATE_TEST_SUITE_P(, Conformance, ::testing::ValuesIn(test::conformance_cases()),
+                         test::name_of_case);
+
+struct AttentionCase {
+  int64_t H, G, D;
+  std::vector<int32_t> spans;  // rows of {q_begin, q_count, k_begin, k_count}
+  bool causal = true;
+  int64_t window = 0;
+};
+
+std::vector<AttentionCase> attention_cases() {
+  return {
+      {1, 1, 1, {0, 1, 0, 1}},
+      {4, 2, 16, {0, 5, 0, 5}},
+      {6, 2, 64, {0, 37, 0, 37, 37, 1, 37, 1, 38, 70, 38, 70}},  // packed sequences
+      {3, 3, 33, {0, 67, 0, 67}},
+      {4, 1, 80, {0, 150, 0, 150}, true, 13},
+      {2, 2, 32, {0, 131, 0, 131}, true, 64},
+      {14, 2, 64, {0, 1, 0, 301}},                // one new token after 300
+      {4, 2, 24, {0, 7, 0, 90, 7, 3, 90, 3}},     // a chunk of prompt behind a cache
+      {4, 2, 16, {0, 1, 0, 200}, true, 50},       // decode with a window
+      {4, 4, 20, {0, 29, 0, 29}, false},          // an encoder
+      {8, 2, 128, {0, 65, 0, 65, 65, 0, 65, 0}},  // an empty run
+  };
+}
+
+struct Extents {
+  int64_t queries = 0, keys = 0;
+};
+
+Extents extents_of(const std::vector<int32_t>& spans) {
+  Extents extents;
+  for (size_t i = 0; i < spans.size(); i += 4) {
+    extents.queries += spans[i + 1];
+    extents.keys += spans[i + 3];
+  }
+  return extents;
+}
+
+TEST_P(Conformance, AttentionAndItsGradient) {
+  for (const AttentionCase& c : attention_cases()) {
+    const auto [H, G, D] = std::array{c.H, c.G, c.D};
+    const auto S = static_cast<int64_t>(c.spans.size() / 4);
+    const auto [Tq, Tk] = extents_of(c.spans);
+    SCOPED_TRACE(fmt::format("H {} G {} D {} Tq {} Tk {}", H, G, D, Tq, Tk));
+    const AttentionArgs args{c.causal, c.window, 0.3F};
+    const Values q = random(Tq * H * D);
+    const Values k = random(Tk * G * D);
+    const Values v = random(Tk * G * D);
+    const Values d_o = random(Tq * H * D);
+    Values o(Tq * H * D);
+    Values lse(Tq * H);
+    const reference::AttentionSize size{H, G, D, S};
+    reference::attention(q.data(), k.data(), v.data(), c.spans.data(), args, size, o.data(),
+                         lse.data());
+    Values dq(q.size());
+    Values dk(k.size());
+    Values dv(v.size());
+    reference::attention_backward<double>(
+        {q.data(), k.data(), v.data(), o.data(), lse.data(), d_o.data()}, c.spans.data(), args,
+        size, dq.data(), dk.data(), dv.data());
+    const Shape q_shape{Tq, H, D};
+    const Shape k_shape{Tk, G, D};
+    expect_outputs(
+        [&, H = H](Backend& backend) {
+          const Tensor device_q = upload(backend, q, q_shape);
+          const Tensor device_k = upload(backend, k, k_shape);
+          const Tensor device_v = upload(backend, v, k_shape);
+          const Tensor spans = upload_ids(backend, c.spans, {S, 4});
+          const Tensor device_o = poisoned(backend, q_shape);
+          const Tensor device_lse = poisoned(backend, {Tq, H});
+          const Tensor unaided = poisoned(backend, q_shape);
+          backend.attention(device_q, device_k, device_v, spans, args, device_o, device_lse);
+          backend.attention(device_q, device_k, device_v, spans, args, unaided, {});
+          const Tensor device_dq = poisoned(backend, q_shape);
+          const Tensor device_dk = poisoned(backend, k_shape);
+          const Tensor device_dv = poisoned(backend, k_shape);
+          backend.attention_backward(device_q, device_k, device_v, device_o, device_lse,
+                                     upload(backend, d_o, q_shape), spans, args, device_dq,
+                                     device_dk, device_dv);
+          return std::vector{device_o, device_lse, unaided, device_dq, device_dk, device_dv};
+        },
+        {o, lse, o, dq, dk, dv});
+  }
+}
+
+TEST_P(Conformance, AttentionSurvivesLargeScores) {
+  // Scores near 900: the softmax must subtract the largest before it exponentiates.
+  constexpr int64_t T = 9;
+  constexpr int64_t D = 8;
+  const Values q = random(T * D, DType::f32, 30.0);
+  const Values k = random(T * D, DType::f32, 30.0);
+  const Values v = random(T * D);
+  const std::vector<int32_t> spans = {0, T, 0, T};
+  const AttentionArgs args{.scale = 0.25F};
+  Values o(T * D);
+  Values lse(T);
+  reference::attention(q.data(), k.data(), v.data(), spans.data(), args, {1, 1, D, 1}, o.data(),
+                       lse.data());
+  for (const auto& backend : backends_) {
+    const Tensor device_o = poisoned(*backend, {T, 1, D});
+    backend->attention(upload(*backend, q, {T, 1, D}), upload(*backend, k, {T, 1, D}),
+                       upload(*backend, v, {T, 1, D}), upload_ids(*backend, spans, {1, 4}), args,
+                       device_o, {});
+    const Values actual = test::download(*backend, device_o);
+    for (size_t i = 0; i < actual.size(); ++i) {
+      // A score of this size carries an f32 rounding error of about 1e-4.
+      ASSERT_NEAR(actual[i], o[i], 5e-4);
+    }
+  }
+}
+
+TEST_P(Conformance, KvAppendWritesTheNamedSlotsOnly) {
+  const Values x = random(3 * 2 * 5);
+  const Values before = random(7 * 2 * 5);
+  const std::vector<int32_t> slots = {6, 0, 3};
+  Values expected = before;
+  for (int64_t t = 0; t < 3; ++t) {
+    for (int64_t i = 0; i < 10; ++i) {
+      expected[slots[t] * 10 + i] = x[t * 10 + i];
+    }
+  }
+  expect_outputs(
+      [&](Backend& backend) {
+        const Tensor cache = upload(backend, before, {7, 2, 5});
+        backend.kv_append(upload(backend, x, {3, 2, 5}), upload_ids(backend, slots, {3}), cache);
+        return std::vector{cache};
+      },
+      {expected});
+}
+
+TEST_P(Conformance, RopeAndItsInverse) {
+  for (const reference::RopeSize size : {reference::RopeSize{0, 1, 4, 4},
+                                         {1, 1, 2, 2},
+                                         {13, 3, 20, 12},
+                                         {67, 14, 64, 64},
+                                         {5, 2, 80, 80}}) {
+    constexpr int64_t kPositions = 50;
+    const Values x = random(size.T * size.H * size.D);
+    const Values table = random(kPositions * size.R);
+    const std::vector<int32_t> positions = random_ids(size.T, kPositions);
+    for (const RopeDirection direction : {RopeDirection::forward, RopeDirection::inverse}) {
+      Values y(x.size());
+      reference::rope(x.data(), positions.data(), table.data(), direction, size, y.data());
+      const Shape shape{size.T, size.H, size.D};
+      expect_outputs(
+          [&](Backend& backend) {
+            const Tensor device_table = upload(backend, table, {kPositions, size.R});
+            const Tensor at = upload_ids(backend, positions, {size.T});
+            const Tensor apart = poisoned(backend, shape);
+            const Tensor in_place = upload(backend, x, shape);
+            backend.rope(in_place, at, device_table, direction, apart);
+            backend.rope(in_place, at, device_table, direction, in_place);
+            return std::vector{apart, in_place};
+          },
+          {y, y});
+    }
+  }
+}
+
+}  // namespace
+}  // namespace wick

@@ -1,0 +1,367 @@
+// Row-wise kernels, loss, optimiser and sampling of every back end against the scalar reference.
+#include <fmt/core.h>
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+
+#include "tests/reference/loss.h"
+#include "tests/reference/rowwise.h"
+#include "tests/reference/sample.h"
+#include "tests/support/conformance.h"
+
+namespace wick {
+namespace {
+
+using test::Conformance;
+using test::poisoned;
+using test::upload;
+using test::upload_ids;
+using test::Values;
+
+INSTANTIATE_TEST_SUITE_P(, Conformance, ::testing::ValuesIn(test::conformance_cases()),
+                         test::name_of_case);
+
+constexpr std::array kWeightTypes = {DType::f32, DType::bf16, DType::f16};
+
+struct RowShape {
+  int64_t T, C;
+};
+
+constexpr std::array<RowShape, 7> kRowShapes = {
+    {{0, 5}, {1, 1}, {1, 67}, {3, 16}, {13, 131}, {64, 96}, {37, 1030}}};
+
+TEST_P(Conformance, RmsNormAndItsGradient) {
+  for (const auto [T, C] : kRowShapes) {
+    for (const DType dtype : kWeightTypes) {
+      for (const bool accumulate : {false, true}) {
+        SCOPED_TRACE(fmt::format("T {} C {} {}", T, C, name_of(dtype)));
+        const Values x = random(T * C);
+        const Values weight = random(C, dtype);
+        const Values dy = random(T * C);
+        const std::array before = {random(T * C), random(C)};
+        Values y(T * C);
+        Values rstd(T);
+        Values dx = before[0];
+        Values dweight = before[1];
+        reference::rms_norm(x.data(), weight.data(), 1e-5F, T, C, y.data(), rstd.data());
+        reference::rms_norm_backward<double>({x.data(), weight.data(), rstd.data(), dy.data()},
+                                             accumulate, T, C, dx.data(), dweight.data());
+        expect_outputs(
+            [&, T = T, C = C](Backend& backend) {
+              const Shape shape{T, C};
+              const Tensor device_x = upload(backend, x, shape);
+              const Tensor device_weight = upload(backend, weight, {C}, dtype);
+              const Tensor device_y = poisoned(backend, shape);
+              const Tensor unaided = poisoned(backend, shape);
+              const Tensor device_rstd = poisoned(backend, {T});
+              backend.rms_norm(device_x, device_weight, 1e-5F, device_y, device_rstd);
+              backend.rms_norm(device_x, device_weight, 1e-5F, unaided, {});
+              const Tensor device_dy = upload(backend, dy, shape);
+              const Tensor device_dx =
+                  accumulate ? upload(backend, before[0], shape) : poisoned(backend, shape);
+              const Tensor frozen_dx = upload(backend, test::download(backend, device_dx), shape);
+              const Tensor device_dweight = upload(backend, before[1], {C});
+              backend.rms_norm_backward(device_x, device_weight, device_rstd, device_dy, accumulate,
+                                        device_dx, device_dweight);
+              backend.rms_norm_backward(device_x, device_weight, device_rstd, device_dy, accumulate,
+                                        frozen_dx, {});
+              return std::vector{device_y,  unaided,   device_rstd,
+                                 device_dx, frozen_dx, device_dweight};
+            },
+            {y, y, rstd, dx, dx, dweight});
+      }
+    }
+  }
+}
+
+TEST_P(Conformance, GateAndItsGradient) {
+  for (const auto [T, C] : kRowShapes) {
+    for (const Activation activation : {Activation::silu, Activation::gelu_tanh}) {
+      const Values g = random(T * C, DType::f32, 6.0);
+      const Values u = random(T * C);
+      const Values dh = random(T * C);
+      Values h(T * C);
+      Values dg(T * C);
+      Values du(T * C);
+      reference::gate(g.data(), u.data(), activation, T * C, h.data());
+      reference::gate_backward(g.data(), u.data(), dh.data(), activation, T * C, dg.data(),
+                               du.data());
+      expect_outputs(
+          [&, shape = Shape{T, C}](Backend& backend) {
+            const Tensor device_g = upload(backend, g, shape);
+            const Tensor device_u = upload(backend, u, shape);
+            const Tensor device_dh = upload(backend, dh, shape);
+            const Tensor device_h = poisoned(backend, shape);
+            const Tensor device_dg = poisoned(backend, shape);
+            const Tensor device_du = poisoned(backend, shape);
+            backend.gate(device_g, device_u, activation, device_h);
+            backend.gate_backward(device_g, device_u, device_dh, activation, device_dg, device_du);
+            backend.gate_backward(device_g, device_u, device_dh, activation, device_g, device_u);
+            return std::vector{device_h, device_dg, device_du, device_g, device_u};
+          },
+          {h, dg, du, dg, du});
+    }
+  }
+}
+
+TEST_P(Conformance, GateOfExtremeInputsIsFinite) {
+  const Values g = {-1e30, -200, -100, -89, 89, 100, 200, 1e30};
+  const Values ones(g.size(), 1.0);
+  const Values expected = {0, 0, 0, 0, 89, 100, 200, 1e30};
+  const Values slopes = {0, 0, 0, 0, 1, 1, 1, 1};
+  for (const Activation activation : {Activation::silu, Activation::gelu_tanh}) {
+    // The cube in gelu overflows for 1e30, so the last one is silu's alone.
+    const int64_t count = activation == Activation::silu ? 8 : 7;
+    const int64_t first = activation == Activation::silu ? 0 : 1;
+    const auto part = [&](const Values& values) {
+      return Values(values.begin() + first, values.begin() + count);
+    };
+    expect_outputs(
+        [&, shape = Shape{count - first}](Backend& backend) {
+          const Tensor device_g = upload(backend, part(g), shape);
+          const Tensor device_one = upload(backend, part(ones), shape);
+          const Tensor h = poisoned(backend, shape);
+          const Tensor dg = poisoned(backend, shape);
+          const Tensor du = poisoned(backend, shape);
+          backend.gate(device_g, device_one, activation, h);
+          backend.gate_backward(device_g, device_one, device_one, activation, dg, du);
+          return std::vector{h, dg, du};
+        },
+        {part(expected), part(slopes), part(expected)});
+  }
+}
+
+TEST_P(Conformance, AddAndFill) {
+  for (const auto [T, C] : kRowShapes) {
+    const Values a = random(T * C);
+    const Values b = random(T * C);
+    Values sum(T * C);
+    reference::add(a.data(), b.data(), T * C, sum.data());
+    expect_outputs(
+        [&, shape = Shape{T, C}](Backend& backend) {
+          const Tensor left = upload(backend, a, shape);
+          const Tensor right = upload(backend, b, shape);
+          const Tensor apart = poisoned(backend, shape);
+          const Tensor filled = poisoned(backend, shape);
+          backend.add(left, right, apart);
+          backend.add(left, right, left);
+          backend.fill(2.5F, filled);
+          return std::vector{apart, left, filled};
+        },
+        {sum, sum, Values(T * C, 2.5)});
+  }
+}
+
+TEST_P(Conformance, CastRoundsToNearestEven) {
+  // Ties, subnormals of both narrow types, overflow, infinities, then ordinary numbers.
+  Values x = {0.0,         -0.0,        1.00390625, 1.01171875,   1.00048828125, 1.00146484375,
+              6e-8,        -3e-8,       2e-5,       65519.0,      65520.0,       1e38,
+              3.39e38,     -3.4e38,     INFINITY,   -INFINITY,    1e-40,         -7e-39,
+              6.103515e-5, 2.980232e-8, 8.9e-8,     0.3333333433, -2.7182817459, 1234.56787};
+  for (const double value : random(200, DType::f32, 3.0)) {
+    x.push_back(value);
+  }
+  const auto count = static_cast<int64_t>(x.size());
+  for (const DType from : kWeightTypes) {
+    for (const DType to : kWeightTypes) {
+      for (const auto& backend : backends_) {
+        const Tensor source = upload(*backend, x, {count}, from);
+        const Tensor target = poisoned(*backend, {count}, to);
+        backend->cast(source, target);
+        const Values stored = test::download(*backend, source);
+        const Values actual = test::download(*backend, target);
+        for (int64_t i = 0; i < count; ++i) {
+          ASSERT_EQ(actual[i], test::rounded(stored[i], to))
+              << stored[i] << " " << name_of(from) << " to " << name_of(to);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Conformance, CastKeepsNaN) {
+  for (const DType from : kWeightTypes) {
+    for (const DType to : kWeightTypes) {
+      Backend& backend = *backends_[0];
+      const Tensor target = upload(backend, Values(21, 1.0), {21}, to);
+      backend.cast(poisoned(backend, {21}, from), target);
+      for (const double value : test::download(backend, target)) {
+        ASSERT_TRUE(std::isnan(value)) << name_of(from) << " to " << name_of(to);
+      }
+    }
+  }
+}
+
+TEST_P(Conformance, Dropout) {
+  for (const auto [T, C] : kRowShapes) {
+    const DropoutArgs args{0.3F, 99, 5};
+    const Values x = random(T * C);
+    Values y(T * C);
+    reference::dropout(x.data(), args, T * C, y.data());
+    expect_outputs(
+        [&, shape = Shape{T, C}](Backend& backend) {
+          const Tensor in_place = upload(backend, x, shape);
+          const Tensor apart = poisoned(backend, shape);
+          backend.dropout(in_place, args, apart);
+          backend.dropout(in_place, args, in_place);
+          return std::vector{apart, in_place};
+        },
+        {y, y});
+  }
+}
+
+TEST_P(Conformance, GatherAndScatterAddRows) {
+  constexpr int32_t kRows = 23;
+  for (const auto [T, C] : kRowShapes) {
+    for (const DType dtype : kWeightTypes) {
+      const Values table = random(kRows * C, dtype);
+      const std::vector<int32_t> ids = random_ids(T, kRows);
+      const Values x = random(T * C);
+      const Values before = random(kRows * C);
+      Values y(T * C);
+      Values sums = before;
+      reference::gather_rows(table.data(), ids.data(), T, C, y.data());
+      reference::scatter_add_rows(x.data(), ids.data(), T, C, sums.data());
+      expect_outputs(
+          [&, T = T, C = C](Backend& backend) {
+            const Tensor device_ids = upload_ids(backend, ids, {T});
+            const Tensor device_y = poisoned(backend, {T, C});
+            const Tensor device_sums = upload(backend, before, {kRows, C});
+            backend.gather_rows(upload(backend, table, {kRows, C}, dtype), device_ids, device_y);
+            backend.scatter_add_rows(upload(backend, x, {T, C}), device_ids, device_sums);
+            return std::vector{device_y, device_sums};
+          },
+          {y, sums});
+    }
+  }
+}
+
+TEST_P(Conformance, CrossEntropyAndItsGradient) {
+  for (const auto [n, V] : kRowShapes) {
+    for (const bool gradient : {false, true}) {
+      const Values logits = random(n * V, DType::f32, 12.0);
+      const std::vector<int32_t> targets = random_ids(n, static_cast<int32_t>(V));
+      const CrossEntropyArgs args{0.125F, gradient};
+      Values after = logits;
+      Values losses(n);
+      reference::cross_entropy(targets.data(), args, n, V, after.data(), losses.data());
+      const Shape shape{n, V};
+      expect_outputs(
+          [&, n = n](Backend& backend) {
+            const Tensor device_logits = upload(backend, logits, shape);
+            const Tensor device_losses = poisoned(backend, {n});
+            backend.cross_entropy(upload_ids(backend, targets, {n}), args, device_logits,
+                                  device_losses);
+            return std::vector{device_losses, gradient ? device_logits : device_losses};
+          },
+          {losses, gradient ? after : losses});
+    }
+  }
+}
+
+TEST_P(Conformance, CrossEntropyOfNaNIsNaN) {
+  // A diverged model must show in the loss: skipping NaN in the maximum would hide it.
+  Backend& backend = *backends_[0];
+  Values logits = random(67);
+  logits[41] = std::nan("");
+  const Tensor losses = upload(backend, {0.0}, {1});
+  backend.cross_entropy(upload_ids(backend, {3}, {1}), {}, upload(backend, logits, {1, 67}),
+                        losses);
+  EXPECT_TRUE(std::isnan(test::download(backend, losses)[0]));
+}
+
+TEST_P(Conformance, AdamW) {
+  constexpr int64_t kCount = 20011;
+  const std::array segments = {AdamwSegment{0, 1, 0.1F, 0.0F}, AdamwSegment{1, 17, 0.01F, 0.1F},
+                               AdamwSegment{18, 0, 1.0F, 1.0F},
+                               AdamwSegment{18, kCount - 20, 0.02F, 0.05F}};
+  const Values grad = random(kCount);
+  Values p = random(kCount);
+  Values m = random(kCount, DType::f32, 0.1);
+  Values v = random(kCount, DType::f32, 0.1);
+  for (double& value : v) {
+    value = std::abs(value);
+  }
+  const std::array before = {p, m, v};
+  AdamwArgs args;
+  args.step = 3;
+  args.gradient_scale = 0.7F;
+  args.segments = segments;
+  reference::adamw(grad.data(), args, p.data(), m.data(), v.data());
+  expect_outputs(
+      [&](Backend& backend) {
+        std::vector<Tensor> state;
+        for (const Values& values : before) {
+          state.push_back(upload(backend, values, {kCount}));
+        }
+        backend.adamw(upload(backend, grad, {kCount}), args, state[0], state[1], state[2]);
+        return state;
+      },
+      {p, m, v});
+}
+
+TEST_P(Conformance, SumSquares) {
+  for (const int64_t count : {0, 1, 15, 67, 8192, 30011}) {
+    const Values x = random(count);
+    expect_outputs(
+        [&](Backend& backend) {
+          const Tensor out = poisoned(backend, {1});
+          backend.sum_squares(upload(backend, x, {count}), out);
+          return std::vector{out};
+        },
+        {{reference::sum_squares(x.data(), count)}});
+  }
+}
+
+int32_t drawn(Backend& backend, const SampleArgs& args, const Values& logits) {
+  const Tensor id = upload_ids(backend, {-1}, {1});
+  backend.sample(args, upload(backend, logits, {static_cast<int64_t>(logits.size())}), id);
+  return static_cast<int32_t>(test::download(backend, id)[0]);
+}
+
+TEST_P(Conformance, GreedySamplingTakesTheFirstOfTheLargest) {
+  for (const int64_t V : {1, 5, 16, 67, 1030, 32001}) {
+    Values logits = random(V);
+    logits[V / 2] = 3.0;
+    logits[V - 1] = 3.0;
+    EXPECT_EQ(drawn(*backends_[0], {}, logits), V / 2);
+  }
+  EXPECT_EQ(drawn(*backends_[0], {}, Values(19, -INFINITY)), 0);
+}
+
+TEST_P(Conformance, SamplingDrawsFromTheKeptTokensByTheirShares) {
+  const std::vector<int32_t> seen = {0, 3, 4};
+  for (const int64_t V : {5, 67, 1030, 20011}) {
+    Values logits = random(V, DType::f32, 8.0);
+    for (int64_t i = 7; i < V; i += 7) {
+      logits[i] = logits[i - 1];  // ties
+    }
+    const std::vector<float> narrow(logits.begin(), logits.end());
+    for (const int32_t top_k : {0, 1, 4, 50}) {
+      for (const float top_p : {1.0F, 0.9F, 0.3F, 1e-9F}) {
+        for (const float temperature : {0.5F, 1.0F, 3.0F}) {
+          SampleArgs args{.temperature = temperature, .top_k = top_k, .top_p = top_p};
+          args.repetition_penalty = 1.3F;
+          args.seen = seen;
+          const auto shares = reference::sampling_shares(args, narrow);
+          for (const float uniform : {0.0F, 0.123F, 0.5F, 0.77F, 0.9999F}) {
+            args.uniform = uniform;
+            const int32_t id = drawn(*backends_[0], args, logits);
+            bool fits = false;
+            for (const auto& share : shares) {
+              fits = fits || (share.id == id && share.begin - 1e-5 <= uniform &&
+                              uniform <= share.end + 1e-5);
+            }
+            EXPECT_TRUE(fits) << "V " << V << " top_k " << top_k << " top_p " << top_p
+                              << " temperature " << temperature << " uniform " << uniform
+                              << " drew " << id;
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace wick

@@ -1,0 +1,278 @@
+// Memory, dense products and LoRA kernels of every back end against the scalar reference.
+#include "wick/core/backend.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstddef>
+#include <string>
+
+#include "tests/reference/lora.h"
+#include "tests/reference/matmul.h"
+#include "tests/support/conformance.h"
+#include "wick/backend/registry.h"
+#include "wick/base/error.h"
+
+namespace wick {
+namespace {
+
+using test::Conformance;
+using test::poisoned;
+using test::upload;
+using test::upload_ids;
+using test::Values;
+
+INSTANTIATE_TEST_SUITE_P(, Conformance, ::testing::ValuesIn(test::conformance_cases()),
+                         test::name_of_case);
+
+constexpr std::array kWeightTypes = {DType::f32, DType::bf16, DType::f16};
+
+TEST(Registry, AnUnknownDeviceIsNamed) {
+  try {
+    make_backend("tpu");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(),
+                 "unknown device \"tpu\": this build has cpu (and auto, the best there is)");
+  }
+}
+
+TEST_P(Conformance, MemoryIsCountedAndGivenBack) {
+  Backend& backend = *backends_[0];
+  const size_t before = backend.memory().in_use_bytes;
+  {
+    const Tensor a = backend.allocate({1000, 100}, DType::f32);
+    const Tensor b = backend.allocate({1000, 100}, DType::bf16);
+    EXPECT_GE(backend.memory().in_use_bytes, before + 600000);
+  }
+  EXPECT_EQ(backend.memory().in_use_bytes, before);
+  EXPECT_GE(backend.memory().peak_bytes, before + 600000);
+  backend.reset_peak_memory();
+  EXPECT_EQ(backend.memory().peak_bytes, before);
+}
+
+TEST_P(Conformance, AnAbsurdSizeIsAnErrorThatSaysHowMuch) {
+  try {
+    backends_[0]->allocate({int64_t{1} << 20, int64_t{1} << 24}, DType::f32);
+    FAIL();
+  } catch (const Error& error) {
+    const std::string message = error.what();
+    EXPECT_NE(message.find("out of memory: 67108864.0 MiB asked for, "), std::string::npos)
+        << message;
+    EXPECT_NE(message.find(" MiB free"), std::string::npos) << message;
+  }
+  const int64_t huge = int64_t{1} << 40;
+  EXPECT_THROW(backends_[0]->allocate({huge, huge}, DType::f32), Error);
+}
+
+TEST_P(Conformance, TensorsOutliveTheirBackend) {
+  const Tensor survivor = backends_[0]->allocate({100}, DType::f32);
+  backends_[0].reset();
+}
+
+TEST_P(Conformance, AdoptedBytesAreReadWhateverTheirAlignment) {
+  for (const DType dtype : kWeightTypes) {
+    const Values wanted = random(12, dtype);
+    for (const size_t offset : {0, 1, 2, 3, 4}) {
+      Backend& backend = *backends_[0];
+      const Tensor source = upload(backend, wanted, {3, 4}, dtype);
+      auto file = std::make_shared<std::vector<std::byte>>(offset + source.bytes());
+      backend.download(source, std::span(*file).subspan(offset));
+      const Tensor adopted = backend.adopt(std::span(*file).subspan(offset), file, {3, 4}, dtype);
+      file.reset();
+      const Tensor copied = poisoned(backend, {3, 4}, dtype);
+      backend.copy(adopted, copied);
+      EXPECT_EQ(test::download(backend, copied), wanted);
+      const Tensor wide = poisoned(backend, {3, 4});
+      backend.cast(adopted, wide);
+      EXPECT_EQ(test::download(backend, wide), wanted);
+    }
+  }
+}
+
+struct MatmulShape {
+  int64_t M, N, K;
+};
+
+constexpr std::array<MatmulShape, 11> kMatmulShapes = {{{0, 5, 3},
+                                                        {4, 0, 3},
+                                                        {3, 5, 0},
+                                                        {1, 1, 1},
+                                                        {1, 131, 67},
+                                                        {3, 37, 1031},
+                                                        {7, 64, 16},
+                                                        {17, 97, 53},
+                                                        {64, 128, 96},
+                                                        {131, 311, 263},
+                                                        {61, 1030, 517}}};
+
+TEST_P(Conformance, Matmul) {
+  for (const auto [M, N, K] : kMatmulShapes) {
+    for (const MatmulForm form : {MatmulForm::nt, MatmulForm::nn, MatmulForm::tn}) {
+      for (const DType dtype : kWeightTypes) {
+        for (const int mode : {0, 1, 2}) {  // plain; bias; accumulate and bias
+          SCOPED_TRACE(fmt::format("M {} N {} K {} form {} {} mode {}", M, N, K,
+                                   static_cast<int>(form), name_of(dtype), mode));
+          const Values a = random(M * K);
+          const Values b = random(K * N, dtype);
+          const Values bias = random(N, dtype);
+          const Values before = random(M * N);
+          Values expected = before;
+          reference::matmul(a.data(), b.data(), mode > 0 ? bias.data() : nullptr, form, mode == 2,
+                            {M, N, K}, expected.data());
+          const Shape a_shape = form == MatmulForm::tn ? Shape{K, M} : Shape{M, K};
+          const Shape b_shape = form == MatmulForm::nt ? Shape{N, K} : Shape{K, N};
+          expect_outputs(
+              [&](Backend& backend) {
+                const Tensor c =
+                    mode == 2 ? upload(backend, before, {M, N}) : poisoned(backend, {M, N});
+                const Tensor device_bias = upload(backend, bias, {N}, dtype);
+                MatmulArgs args{.form = form, .accumulate = mode == 2};
+                args.bias = mode > 0 ? &device_bias : nullptr;
+                backend.matmul(upload(backend, a, a_shape), upload(backend, b, b_shape, dtype),
+                               args, c);
+                return std::vector{c};
+              },
+              {expected});
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Conformance, AddColumnSums) {
+  for (const auto& [T, N] : {std::pair{0, 3}, {1, 1}, {13, 67}, {70, 301}}) {
+    const Values x = random(T * N);
+    const Values before = random(N);
+    Values expected = before;
+    reference::add_column_sums(x.data(), T, N, expected.data());
+    expect_outputs(
+        [&, t = T, n = N](Backend& backend) {
+          const Tensor out = upload(backend, before, {n});
+          backend.add_column_sums(upload(backend, x, {t, n}), out);
+          return std::vector{out};
+        },
+        {expected});
+  }
+}
+
+struct LoraShape {
+  int64_t T, in, out, R;
+};
+
+constexpr std::array<LoraShape, 10> kLoraShapes = {{{0, 8, 8, 4},
+                                                    {1, 1, 1, 1},
+                                                    {1, 67, 131, 8},
+                                                    {3, 131, 67, 3},
+                                                    {64, 96, 128, 8},
+                                                    {17, 48, 61, 17},
+                                                    {130, 257, 129, 16},
+                                                    {65, 1030, 515, 8},
+                                                    {9, 33, 70, 32},
+                                                    {5, 70, 40, 64}}};
+
+TEST_P(Conformance, LoraForwardOfOneAdapter) {
+  for (const auto [T, in, out, R] : kLoraShapes) {
+    SCOPED_TRACE(fmt::format("T {} in {} out {} R {}", T, in, out, R));
+    const Values x = random(T * in);
+    const Values a = random(R * in);
+    const Values b = random(out * R);
+    const Values before = random(T * out);
+    Values s(T * R);
+    Values y = before;
+    const reference::Adapter<double> adapter{a.data(), b.data(), R, 0.75};
+    reference::lora_forward(x.data(), &adapter, nullptr, {T, in, out, R}, s.data(), y.data());
+    expect_outputs(
+        [&, T = T, in = in, out = out, R = R](Backend& backend) {
+          const LoraFactors factors{upload(backend, a, {R, in}), upload(backend, b, {out, R}),
+                                    0.75F};
+          const Tensor device_s = poisoned(backend, {T, R});
+          const Tensor device_y = upload(backend, before, {T, out});
+          backend.lora_forward(upload(backend, x, {T, in}), std::span(&factors, 1), {}, device_s,
+                               device_y);
+          return std::vector{device_s, device_y};
+        },
+        {s, y});
+  }
+}
+
+TEST_P(Conformance, LoraForwardOfManyAdaptersOverTheRows) {
+  constexpr int64_t T = 83;
+  constexpr int64_t in = 131;
+  constexpr int64_t out = 70;
+  constexpr int64_t widest = 11;
+  const std::array<int64_t, 3> ranks = {8, 1, widest};
+  std::vector<int32_t> rows = random_ids(T, 4);
+  for (int32_t& row : rows) {
+    row -= 1;  // -1: no adapter
+  }
+  std::vector<Values> a;
+  std::vector<Values> b;
+  std::vector<reference::Adapter<double>> adapters;
+  for (const int64_t rank : ranks) {
+    a.push_back(random(rank * in));
+    b.push_back(random(out * rank));
+  }
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    adapters.push_back({a[i].data(), b[i].data(), ranks[i], 0.5 * (1.0 + static_cast<double>(i))});
+  }
+  const Values x = random(T * in);
+  const Values before = random(T * out);
+  Values s(T * widest);
+  Values y = before;
+  reference::lora_forward(x.data(), adapters.data(), rows.data(), {T, in, out, widest}, s.data(),
+                          y.data());
+  expect_outputs(
+      [&](Backend& backend) {
+        std::vector<LoraFactors> factors;
+        for (size_t i = 0; i < ranks.size(); ++i) {
+          factors.push_back({upload(backend, a[i], {ranks[i], in}),
+                             upload(backend, b[i], {out, ranks[i]}),
+                             static_cast<float>(adapters[i].scaling)});
+        }
+        const Tensor device_s = poisoned(backend, {T, widest});
+        const Tensor device_y = upload(backend, before, {T, out});
+        backend.lora_forward(upload(backend, x, {T, in}), factors, upload_ids(backend, rows, {T}),
+                             device_s, device_y);
+        return std::vector{device_y};
+      },
+      {y});
+}
+
+TEST_P(Conformance, LoraBackward) {
+  for (const auto [T, in, out, R] : kLoraShapes) {
+    for (const bool with_dx : {false, true}) {
+      SCOPED_TRACE(fmt::format("T {} in {} out {} R {} dx {}", T, in, out, R, with_dx));
+      const Values x = random(T * in);
+      const Values s = random(T * R);
+      const Values dy = random(T * out, DType::f32, 0.2);
+      const Values a = random(R * in);
+      const Values b = random(out * R);
+      Values ds(T * R);
+      Values da = random(R * in);
+      Values db = random(out * R);
+      Values dx = random(T * in);
+      const std::array before = {da, db, dx};
+      const reference::Adapter<double> adapter{a.data(), b.data(), R, 1.5};
+      reference::lora_backward(x.data(), s.data(), dy.data(), adapter, {T, in, out, R}, ds.data(),
+                               da.data(), db.data(), with_dx ? dx.data() : nullptr);
+      expect_outputs(
+          [&, T = T, in = in, out = out, R = R](Backend& backend) {
+            const LoraFactors factors{upload(backend, a, {R, in}), upload(backend, b, {out, R}),
+                                      1.5F};
+            const Tensor device_ds = poisoned(backend, {T, R});
+            const Tensor device_da = upload(backend, before[0], {R, in});
+            const Tensor device_db = upload(backend, before[1], {out, R});
+            const Tensor device_dx = upload(backend, before[2], {T, in});
+            backend.lora_backward(upload(backend, x, {T, in}), upload(backend, s, {T, R}),
+                                  upload(backend, dy, {T, out}), factors, device_ds, device_da,
+                                  device_db, with_dx ? device_dx : Tensor());
+            return std::vector{device_da, device_db, device_dx};
+          },
+          {da, db, dx});
+    }
+  }
+}
+
+}  // namespace
+}  // namespace wick
