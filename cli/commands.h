@@ -1,0 +1,9 @@
+// The verbs of the program. Each has a file `cmd_<verb>.cpp`, whose one function adds a subcommand
+// with its flags and a callback that does the work; main.cpp lists them in one table.
+//
+// A callback throws wick::Error for what went wrong; main prints it and sets the exit status.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace wick {}  // namespace wick

@@ -1,0 +1,34 @@
+// Flags that several verbs share, so that they have one name and one meaning everywhere.
+//
+// A verb holds these structures in its own flags, which must outlive the parse.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "wick/core/backend.h"
+
+namespace wick {
+
+// --device and --threads.
+struct DeviceFlags {
+  std::string device = "auto";
+  int threads = 0;
+
+  void add_to(CLI::App& verb);
+  std::unique_ptr<Backend> make() const;
+};
+
+// --model, and for verbs that can use one --adapter.
+struct ModelFlags {
+  std::filesystem::path model;
+  std::filesystem::path adapter;  // empty: none
+
+  void add_model_to(CLI::App& verb);
+  void add_adapter_to(CLI::App& verb);
+};
+
+}  // namespace wick

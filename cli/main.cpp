@@ -1,0 +1,64 @@
+// The program: a table of verbs, and the only place where errors are caught.
+//
+// Exit status: 0 done; 1 something failed (one line on stderr says what); 2 wrong usage.
+#include <csignal>
+#include <exception>
+#include <new>
+#include <vector>
+
+#include "cli/commands.h"
+#include "cli/output.h"
+#include "wick/base/log.h"
+
+namespace wick {
+
+namespace {
+
+using AddVerb = void (*)(CLI::App&);
+
+// The verbs, in the order of `wick --help`.
+const std::vector<AddVerb> kVerbs = {};
+
+constexpr const char* kQuickStart =
+    "Quick start:\n"
+    "  wick train --model MODEL_FOLDER --data DATA.jsonl --output ADAPTER_FOLDER\n"
+    "  wick generate --model MODEL_FOLDER --adapter ADAPTER_FOLDER --prompt \"...\"";
+
+int run(int argc, char** argv) {
+  CLI::App app("wick: fine-tunes and runs LoRA adapters on language models", "wick");
+  app.set_version_flag("--version", "wick " WICK_VERSION);
+  app.footer(kQuickStart);
+  app.require_subcommand(0, 1);
+  for (const AddVerb add_verb : kVerbs) {
+    add_verb(app);
+  }
+  try {
+    app.parse(argc, argv);
+    if (app.get_subcommands().empty()) {
+      print(app.help());
+    }
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    // Help and version are "errors" of status 0 to CLI11.
+    return app.exit(error) == 0 ? 0 : 2;
+  } catch (const OutputClosed&) {
+    std::signal(SIGPIPE, SIG_DFL);
+    std::raise(SIGPIPE);
+  } catch (const std::bad_alloc&) {
+    log_message(LogLevel::error, "out of memory");
+  } catch (const std::exception& error) {
+    log_message(LogLevel::error, error.what());
+  }
+  return 1;
+}
+
+}  // namespace
+
+}  // namespace wick
+
+int main(int argc, char** argv) {
+  // A closed pipe is an error of the write that meets it, so that nobody who stops reading the log
+  // of a training ends the training.
+  std::signal(SIGPIPE, SIG_IGN);
+  return wick::run(argc, argv);
+}
