@@ -5,6 +5,7 @@
 #include <cassert>
 #include <cstdint>
 #include <initializer_list>
+#include <span>
 #include <string>
 
 namespace wick {
@@ -20,6 +21,17 @@ class Shape {
       assert(extent >= 0);
       extents_[rank_++] = extent;
     }
+  }
+
+  // From extents that are only known at run time: at most kMaxRank, none negative.
+  static Shape of(std::span<const int64_t> extents) {
+    assert(extents.size() <= kMaxRank);
+    Shape shape;
+    for (const int64_t extent : extents) {
+      assert(extent >= 0);
+      shape.extents_[shape.rank_++] = extent;
+    }
+    return shape;
   }
 
   int rank() const { return rank_; }

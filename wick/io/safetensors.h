@@ -1,20 +1,13 @@
 // The safetensors format: named tensors behind a JSON header, read by memory map, written
 // streaming.
 //
-// Layout: u64 little-endian header length N, N bytes of JSON, then the data. The header maps each
-// name to {"dtype", "shape", "data_offsets": [begin, end)} with offsets from the start of the data,
-// and may hold "__metadata__": an object of strings, or null.
-// Source: https://github.com/huggingface/safetensors. As its reference reader does, this one wants
-// a header of at most 100 MB and spans that cover the data exactly: no overlap, no hole, no rest.
-//
-// A file is hostile until checked: the constructor verifies every length against the file before it
-// allocates for it. Errors name the file, the tensor or the offset, and both values.
+// The layout and what is refused: safetensors_header.h. Once a SafetensorsFile is constructed,
+// every tensor in it is known to lie inside the file. Errors name the file and the tensor.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
 #include <functional>
-#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -23,15 +16,9 @@
 
 #include "wick/base/file.h"
 #include "wick/core/backend.h"
+#include "wick/io/safetensors_header.h"
 
 namespace wick {
-
-struct SafetensorsEntry {
-  std::string dtype;  // as written: "F32", "BF16", "I64", ...
-  std::vector<int64_t> extents;
-  size_t begin = 0;  // first byte, from the start of the file
-  size_t bytes = 0;
-};
 
 // An open file; immutable, so it may be read from several threads at once.
 class SafetensorsFile {
@@ -40,9 +27,9 @@ class SafetensorsFile {
 
   const std::filesystem::path& path() const { return file_->path(); }
   // By name; every number type may be listed here, but `dtype` below knows only wick's.
-  const std::map<std::string, SafetensorsEntry, std::less<>>& entries() const { return entries_; }
-  const std::map<std::string, std::string>& metadata() const { return metadata_; }
-  bool has(std::string_view name) const { return entries_.contains(name); }
+  const SafetensorsEntries& entries() const { return header_.entries; }
+  const SafetensorsMetadata& metadata() const { return header_.metadata; }
+  bool has(std::string_view name) const { return header_.entries.contains(name); }
 
   // These throw Error where there is no such tensor, and `dtype` and `shape` where wick cannot hold
   // it: a number type other than F32, F16, BF16 and I32, or more than four dimensions.
@@ -60,8 +47,7 @@ class SafetensorsFile {
 
  private:
   std::shared_ptr<const MappedFile> file_;
-  std::map<std::string, SafetensorsEntry, std::less<>> entries_;
-  std::map<std::string, std::string> metadata_;
+  SafetensorsHeader header_;
 };
 
 // A tensor to write. `fill` is called once, when its turn comes, with exactly the tensor's bytes,
@@ -77,8 +63,6 @@ struct SafetensorsItem {
 SafetensorsItem safetensors_item(std::string name, const Shape& shape,
                                  std::span<const float> values);
 SafetensorsItem safetensors_item(std::string name, Backend& backend, const Tensor& tensor);
-
-using SafetensorsMetadata = std::map<std::string, std::string>;
 
 // Writes the whole file, atomically. Names are unique and not "__metadata__" (else Error).
 void write_safetensors(const std::filesystem::path& path, std::vector<SafetensorsItem> items,

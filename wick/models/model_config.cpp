@@ -9,6 +9,7 @@
 
 #include "wick/base/error.h"
 #include "wick/base/file.h"
+#include "wick/io/json_file.h"
 
 namespace wick {
 
@@ -52,21 +53,6 @@ constexpr int64_t kMaxLayers = 4096;
 constexpr int64_t kMaxHeads = 4096;
 constexpr int64_t kMaxHeadDim = 1024;
 constexpr int64_t kMaxPositions = int64_t{1} << 30;
-constexpr size_t kMaxConfigBytes = size_t{16} << 20;
-constexpr int kMaxShownBytes = 60;
-
-// A value as it stands in the file, cut short for a message.
-std::string shown(const Json& value) {
-  if (value.is_structured()) {
-    return value.is_array() ? "an array" : "an object";
-  }
-  std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
-  if (text.size() > kMaxShownBytes) {
-    text.resize(kMaxShownBytes);
-    text += "...";
-  }
-  return text;
-}
 
 // One JSON object of the file, and where it is: all checks of single values.
 class Reader {
@@ -94,7 +80,7 @@ class Reader {
                       (!value.is_number_unsigned() ||
                        value.get<uint64_t>() <= uint64_t{std::numeric_limits<int64_t>::max()});
     check(fits && value.get<int64_t>() >= low && value.get<int64_t>() <= high,
-          "{}: \"{}\" is {}, not a whole number from {} to {}", where_, key, shown(value), low,
+          "{}: \"{}\" is {}, not a whole number from {} to {}", where_, key, shown_json(value), low,
           high);
     return value.get<int64_t>();
   }
@@ -106,7 +92,7 @@ class Reader {
     const double result =
         value->is_number() ? value->get<double>() : std::numeric_limits<double>::quiet_NaN();
     check(result >= low && result <= high, "{}: \"{}\" is {}, not a number from {} to {}", where_,
-          key, shown(*value), low, high);
+          key, shown_json(*value), low, high);
     return result;
   }
   double required_number(const char* key, double low, double high) const {
@@ -118,7 +104,8 @@ class Reader {
     if (value == nullptr) {
       return fallback;
     }
-    check(value->is_boolean(), "{}: \"{}\" is {}, not true or false", where_, key, shown(*value));
+    check(value->is_boolean(), "{}: \"{}\" is {}, not true or false", where_, key,
+          shown_json(*value));
     return value->get<bool>();
   }
   std::optional<std::string> text(const char* key) const {
@@ -126,7 +113,7 @@ class Reader {
     if (value == nullptr) {
       return std::nullopt;
     }
-    check(value->is_string(), "{}: \"{}\" is {}, not a string", where_, key, shown(*value));
+    check(value->is_string(), "{}: \"{}\" is {}, not a string", where_, key, shown_json(*value));
     return value->get<std::string>();
   }
 
@@ -134,23 +121,6 @@ class Reader {
   const Json& object_;
   std::string where_;
 };
-
-Json parse_object(std::string_view text, const std::string& name) {
-  Json json;
-  try {
-    // Depth is bounded so that a file of brackets cannot grow a tree a hundred times its size.
-    json = Json::parse(text, [&](int depth, Json::parse_event_t, Json&) {
-      check(depth <= 64, "{}: nested more than 64 levels deep", name);
-      return true;
-    });
-  } catch (const Json::parse_error& error) {
-    fail("{}: not JSON: error at byte {}", name, error.byte);
-  } catch (const Json::exception&) {
-    fail("{}: not JSON: a number is out of range", name);
-  }
-  check(json.is_object(), "{}: the file holds {}, not a JSON object", name, shown(json));
-  return json;
-}
 
 const Family& family_of(const Reader& config) {
   std::string known;
@@ -164,7 +134,8 @@ const Family& family_of(const Reader& config) {
       return family;
     }
   }
-  fail("{}: unknown model family {}; wick knows {}", config.where(), shown(Json(*type)), known);
+  fail("{}: unknown model family {}; wick knows {}", config.where(), shown_json(Json(*type)),
+       known);
 }
 
 void check_supported(const Reader& config, const Family& family) {
@@ -176,7 +147,7 @@ void check_supported(const Reader& config, const Family& family) {
   const std::string activation = config.text("hidden_act").value_or("silu");
   check(activation == "silu" || activation == "swish",
         "{}: \"hidden_act\" is {}; wick knows silu for family {}", config.where(),
-        shown(Json(activation)), family.name);
+        shown_json(Json(activation)), family.name);
   if (!family.attention_bias_key && !family.qkv_bias) {
     check(!config.boolean("attention_bias", false),
           "{}: \"attention_bias\" is true, which family {} does not have", config.where(),
@@ -238,7 +209,7 @@ void read_window(const Reader& config, const Family& family, ModelConfig& out) {
       const Json& type = (*types)[i];
       check(type == "sliding_attention" || type == "full_attention",
             "{}: \"layer_types\" entry {} is {}; wick knows full_attention and sliding_attention",
-            config.where(), i, shown(type));
+            config.where(), i, shown_json(type));
       layers[i] = type == "sliding_attention";
     }
   } else {
@@ -261,7 +232,7 @@ RopeScaling read_rope_scaling(const Reader& rope) {
   }
   check(type == "linear" || type == "llama3",
         "{}: rope type {} is not supported; wick knows default, linear and llama3", rope.where(),
-        shown(Json(type)));
+        shown_json(Json(type)));
   out.factor = rope.required_number("factor", 1e-3, 1e6);
   if (type == "linear") {
     out.kind = RopeScaling::Kind::linear;
@@ -292,7 +263,7 @@ void read_rope(const Reader& config, ModelConfig& out) {
       continue;
     }
     check(object->is_object(), "{}: \"{}\" is {}, not an object", config.where(), key,
-          shown(*object));
+          shown_json(*object));
     const Reader rope(*object, config.where() + ": " + key);
     theta(rope);
     out.rope_scaling = read_rope_scaling(rope);
@@ -307,7 +278,7 @@ void read_dtype(const Reader& config, ModelConfig& out) {
     }
     check(*type == "float32" || *type == "bfloat16" || *type == "float16",
           "{}: \"{}\" is {}; wick knows float32, bfloat16 and float16", config.where(), key,
-          shown(Json(*type)));
+          shown_json(Json(*type)));
     out.dtype = *type == "float32" ? DType::f32 : *type == "bfloat16" ? DType::bf16 : DType::f16;
   }
 }
@@ -354,7 +325,7 @@ void read_special_ids(const Reader& config, const Family& family, ModelConfig& o
 }  // namespace
 
 ModelConfig parse_model_config_text(std::string_view text, std::string_view name) {
-  const Json json = parse_object(text, std::string(name));
+  const Json json = parse_json_object(text, std::string(name));
   const Reader config(json, std::string(name));
   const Family& family = family_of(config);
   check_supported(config, family);
@@ -376,10 +347,10 @@ ModelConfig parse_model_config_text(std::string_view text, std::string_view name
 
 ModelConfig parse_model_config(const std::filesystem::path& config_json) {
   ModelConfig out =
-      parse_model_config_text(read_text(config_json, kMaxConfigBytes), config_json.string());
+      parse_model_config_text(read_text(config_json, size_t{16} << 20), config_json.string());
   const std::filesystem::path generation = config_json.parent_path() / "generation_config.json";
   if (std::filesystem::exists(generation)) {
-    const Json json = parse_object(read_text(generation, kMaxConfigBytes), generation.string());
+    const Json json = read_json_object(generation);
     add_eos_ids(Reader(json, generation.string()), out);
   }
   return out;
