@@ -49,7 +49,7 @@ AttachedAdapter attach_new(Backend& backend, std::span<LinearLayer* const> layer
 
 // An adapter that was read. Errors name the modules: those that the adapter has and the model has
 // not, those that its config targets without factors, and those of other sizes. One that changes
-// nothing is logged as a warning.
+// nothing is logged as a warning, unless it is to be trained on.
 AttachedAdapter attach(Backend& backend, std::span<LinearLayer* const> layers,
                        const Adapter& adapter, Trainable trainable);
 
