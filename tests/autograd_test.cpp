@@ -47,7 +47,7 @@ TEST_F(TapeTest, AGradientGivenToTwoIsNotChangedByAddingToOne) {
   tape.give(a, shared);
   tape.give(b, shared);
   tape.give(a, values({2}));
-  const Tape::Sink sink = tape.sink(b);
+  const Tape::Sink sink = tape.sink(b, {1});
   backend_->fill(1.0F, sink.tensor);
   EXPECT_TRUE(sink.accumulate);
   EXPECT_EQ(host(tape.gradient(a)), (Values{7}));
@@ -58,8 +58,8 @@ TEST_F(TapeTest, AGradientGivenToTwoIsNotChangedByAddingToOne) {
 TEST_F(TapeTest, TheFirstSinkIsToBeOverwritten) {
   Tape tape(*backend_);
   const Var x = tape.leaf(values({1, 2, 3}));
-  EXPECT_FALSE(tape.sink(x).accumulate);
-  EXPECT_TRUE(tape.sink(x).accumulate);
+  EXPECT_FALSE(tape.sink(x, {3}).accumulate);
+  EXPECT_TRUE(tape.sink(x, {3}).accumulate);
 }
 
 TEST_F(TapeTest, AnOutputThatTheLossDoesNotDependOnIsSkipped) {
@@ -101,6 +101,7 @@ TEST_F(TapeTest, AGradientTakesTheShapeOfItsVar) {
   const Var x = tape.leaf(to_device(*backend_, Values{1, 2, 3, 4}, {2, 2}));
   tape.give(x.reshaped({4}), values({1, 2, 3, 4}));
   EXPECT_EQ(tape.gradient(x).shape(), Shape({2, 2}));
+  EXPECT_EQ(tape.sink(x, {4, 1}).tensor.shape(), Shape({4, 1}));
 }
 
 TEST_F(TapeTest, ARecipeRunsOnceForAllAndIsDroppedWithTheLastKeeper) {

@@ -155,6 +155,22 @@ TEST_F(OpsTest, LinearOfBf16WeightsGivesItsInputItsGradient) {
   expect_close(tape.gradient(x), expected[0], "dx");
 }
 
+// The gradient of a reshaped input once had the shape of the original, and the product read past
+// its end.
+TEST_F(OpsTest, LinearGivesAReshapedInputItsGradient) {
+  const LinearData data;
+  Tape tape(*backend_);
+  const Var x = tape.leaf(device(data.x, {T, kIn / 5, 5}));
+  const Parameter w{"w", device(data.w, {kOut, kIn}), {}};
+  const Parameter bias{"bias", device(data.bias, {kOut}), {}};
+  const Var y = linear(*backend_, &tape, x.reshaped({T, kIn}), w, &bias);
+  tape.backward(y, device(data.dy, {T, kOut}));
+  const Gradients expected =
+      complex_step([&](const Arrays& in) { return test::dot(linear_reference(in), data.dy); },
+                   {data.x, data.w, data.bias});
+  expect_close(tape.gradient(x), expected[0], "dx");
+}
+
 TEST_F(OpsTest, LinearNamesTheWeightThatDoesNotFit) {
   const LinearData data;
   const Parameter w{"layer.weight", device(data.w, {kOut, kIn}), {}};

@@ -44,20 +44,18 @@ void Tape::give(const Var& to, Tensor gradient) {
   }
 }
 
-Tape::Sink Tape::sink(const Var& to) {
+Tape::Sink Tape::sink(const Var& to, const Shape& shape) {
   assert(to.needs_gradient());
   Tensor& sum = gradients_[static_cast<size_t>(to.id)];
-  const Shape& shape = shapes_[static_cast<size_t>(to.id)];
-  if (!sum) {
-    sum = backend_.allocate(shape, DType::f32);
-    return {sum, false};
-  }
-  if (!sum.sole_owner()) {
-    const Tensor fresh = backend_.allocate(shape, sum.dtype());
+  const bool first = !sum;
+  if (first) {
+    sum = backend_.allocate(shapes_[static_cast<size_t>(to.id)], DType::f32);
+  } else if (!sum.sole_owner()) {
+    const Tensor fresh = backend_.allocate(sum.shape(), sum.dtype());
     backend_.copy(sum, fresh);
     sum = fresh;
   }
-  return {sum, true};
+  return {sum.reshaped(shape), !first};
 }
 
 void Tape::backward() {

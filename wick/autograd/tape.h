@@ -60,12 +60,13 @@ class Tape {
   // Adds to the gradient of `to`; the first one is taken over without a copy. No-op if `to` needs
   // none.
   void give(const Var& to, Tensor gradient);
-  // The same for kernels that can add themselves: where to write, and whether to add or overwrite.
+  // The same for kernels that can add themselves: where to write, in the shape that the kernel
+  // sees, and whether to add or overwrite.
   struct Sink {
     Tensor tensor;
     bool accumulate;
   };
-  Sink sink(const Var& to);
+  Sink sink(const Var& to, const Shape& shape);
 
   // Runs the steps in reverse from all the gradients given so far, dropping each step, what it
   // keeps, and its gradient as it goes. Afterwards only leaves have gradients.

@@ -40,7 +40,7 @@ Tensor LinearGradients::operator()(const Tensor& dy) const {
   if (!x_.needs_gradient()) {
     return {};
   }
-  const Tape::Sink dx = tape_->sink(x_);
+  const Tape::Sink dx = tape_->sink(x_, {dy.rows(), weight_.dim(1)});
   backend_.matmul(dy, weight_, {.form = MatmulForm::nn, .accumulate = dx.accumulate}, dx.tensor);
   return dx.tensor;
 }

@@ -35,7 +35,7 @@ double head_loss(Backend& backend, Tape* tape, const Var& hidden, const LossRows
   const Tensor losses = backend.allocate({count}, DType::f32);
   Tensor d_hidden;
   if (tape != nullptr && hidden.needs_gradient()) {
-    const Tape::Sink sink = tape->sink(hidden);
+    const Tape::Sink sink = tape->sink(hidden, hidden.value.shape());
     if (!sink.accumulate) {
       backend.fill(0.0F, sink.tensor);
     }

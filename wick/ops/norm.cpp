@@ -32,10 +32,10 @@ Var rms_norm(Backend& backend, Tape* tape, const Var& x, const Parameter& weight
       y.reshaped(shape), [&backend, tape, to = x.without_value(), x = x.keep(), w = weight.value,
                           dw = weight.grad, rstd = std::move(rstd), rows](const Tensor& dy) {
         const Tape::Sink dx = to.needs_gradient()
-                                  ? tape->sink(to)
+                                  ? tape->sink(to, rows)
                                   : Tape::Sink{backend.allocate(rows, DType::f32), false};
         backend.rms_norm_backward(x.get().reshaped(rows), w, rstd, dy.reshaped(rows), dx.accumulate,
-                                  dx.tensor.reshaped(rows), dw);
+                                  dx.tensor, dw);
       });
   output.recipe = std::move(recipe);
   return output;
