@@ -1,0 +1,168 @@
+// The loop of generation, and the text that comes out of it.
+#include "wick/infer/generator.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "wick/base/error.h"
+
+namespace wick {
+
+namespace {
+
+// Prompt tokens a forward pass: bounds the memory of a long prompt.
+constexpr size_t kPromptChunk = 512;
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+void check_prompt(const ModelConfig& config, std::span<const int32_t> prompt, int64_t max_tokens) {
+  check(!prompt.empty(), "generate: the prompt has no token");
+  check(max_tokens > 0, "generate: max tokens must be positive, not {}", max_tokens);
+  for (const int32_t id : prompt) {
+    check(id >= 0 && id < config.vocab_size,
+          "generate: id {} is not in the model's vocabulary of {}", id, config.vocab_size);
+  }
+  const auto size = static_cast<int64_t>(prompt.size());
+  check(size < config.max_positions && max_tokens <= config.max_positions - size,
+        "generate: a prompt of {} tokens and {} new ones exceed the model's context of {}", size,
+        max_tokens, config.max_positions);
+}
+
+// Runs the ids through the model after those that the cache holds; the logits [V] of the last one.
+Tensor next_logits(Decoder& decoder, std::span<const int32_t> ids, KvCache& cache) {
+  Tensor hidden;
+  while (!ids.empty()) {
+    const auto chunk = ids.first(std::min(ids.size(), kPromptChunk));
+    const TokenBatch batch = make_next_batch(decoder.backend(), chunk, cache.length());
+    hidden = decoder.hidden(nullptr, batch, {}, &cache).value;
+    ids = ids.subspan(chunk.size());
+  }
+  const Tensor logits = decoder.logits(hidden.slice(hidden.dim(0) - 1, 1));
+  return logits.reshaped({logits.elements()});
+}
+
+// Passes text on up to the first stop text, holding back what may become one.
+class StopFilter {
+ public:
+  StopFilter(const std::vector<std::string>& stops, const OnText& on_text)
+      : stops_(stops), on_text_(on_text) {
+    for (const std::string& stop : stops) {
+      check(!stop.empty(), "generate: a stop text is empty");
+    }
+  }
+
+  // False once a stop text was found.
+  bool push(std::string_view text) {
+    held_ += text;
+    size_t found = std::string::npos;
+    for (const std::string& stop : stops_) {
+      found = std::min(found, held_.find(stop));
+    }
+    if (found != std::string::npos) {
+      emit(found);
+      held_.clear();
+      return false;
+    }
+    emit(held_.size() - longest_begun_stop());
+    return true;
+  }
+  void finish() { emit(held_.size()); }
+  std::string take() { return std::move(text_); }
+
+ private:
+  // The length of the longest end of `held_` that begins a stop text.
+  size_t longest_begun_stop() const {
+    size_t longest = 0;
+    for (const std::string& stop : stops_) {
+      for (size_t n = std::min(stop.size() - 1, held_.size()); n > longest; --n) {
+        if (held_.ends_with(std::string_view(stop).substr(0, n))) {
+          longest = n;
+        }
+      }
+    }
+    return longest;
+  }
+  void emit(size_t count) {
+    if (count > 0 && on_text_) {
+      on_text_(std::string_view(held_).substr(0, count));
+    }
+    text_.append(held_, 0, count);
+    held_.erase(0, count);
+  }
+
+  const std::vector<std::string>& stops_;
+  const OnText& on_text_;
+  std::string held_;
+  std::string text_;
+};
+
+}  // namespace
+
+Generation generate(Decoder& decoder, std::span<const int32_t> prompt,
+                    const GenerateOptions& options, const OnToken& on_token) {
+  const ModelConfig& config = decoder.config();
+  check_prompt(config, prompt, options.max_tokens);
+  std::vector<int32_t> stop_ids = config.eos_ids;
+  stop_ids.insert(stop_ids.end(), options.stop_ids.begin(), options.stop_ids.end());
+  Sampler sampler(decoder.backend(), options.sampling);
+  sampler.see(prompt);
+  KvCache cache = decoder.make_cache(static_cast<int64_t>(prompt.size()) + options.max_tokens);
+
+  Generation result;
+  result.prompt_tokens = static_cast<int64_t>(prompt.size());
+  Clock::time_point start = Clock::now();
+  int32_t id = sampler.next(next_logits(decoder, prompt, cache));
+  result.prompt_seconds = seconds_since(start);
+  start = Clock::now();
+  while (true) {
+    if (std::find(stop_ids.begin(), stop_ids.end(), id) != stop_ids.end()) {
+      result.reason = StopReason::end_of_text;
+      break;
+    }
+    result.ids.push_back(id);
+    if (on_token && !on_token(id)) {
+      result.reason = StopReason::caller;
+      break;
+    }
+    if (static_cast<int64_t>(result.ids.size()) == options.max_tokens) {
+      break;
+    }
+    id = sampler.next(next_logits(decoder, std::span(&id, 1), cache));
+  }
+  result.decode_seconds = seconds_since(start);
+  return result;
+}
+
+Generation generate_text(Decoder& decoder, const Tokenizer& tokenizer, std::string_view prompt,
+                         const GenerateOptions& options, const OnText& on_text) {
+  GenerateOptions with_stops = options;
+  if (const auto eos = tokenizer.eos_id()) {
+    with_stops.stop_ids.push_back(*eos);
+  }
+  StreamingDecoder stream(tokenizer);
+  StopFilter filter(options.stop_text, on_text);
+  Generation result = generate(decoder, encode_prompt(tokenizer, prompt), with_stops,
+                               [&](int32_t id) { return filter.push(stream.push(id)); });
+  if (result.reason != StopReason::caller && filter.push(stream.finish())) {
+    filter.finish();
+  } else {
+    result.reason = StopReason::stop_string;
+  }
+  result.text = filter.take();
+  return result;
+}
+
+std::vector<int32_t> encode_prompt(const Tokenizer& tokenizer, std::string_view prompt) {
+  std::vector<int32_t> ids = tokenizer.encode(prompt, true);
+  const auto eos = tokenizer.eos_id();
+  if (eos && ids.size() > 1 && ids.back() == *eos) {
+    ids.pop_back();
+  }
+  return ids;
+}
+
+}  // namespace wick
