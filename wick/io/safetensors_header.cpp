@@ -242,8 +242,9 @@ SafetensorsEntry checked_entry(const std::string& file, const RawEntry& raw, uin
   const uint64_t data_bytes = file_bytes - data_begin;
   check(begin <= end, "{}: tensor {}: data_offsets {} run backward", file, name,
         list(*raw.offsets));
-  check(end <= data_bytes, "{}: tensor {}: data_offsets {} reach beyond the {} bytes of data", file,
-        name, list(*raw.offsets), data_bytes);
+  check(end <= data_bytes,
+        "{}: tensor {}: data_offsets {} reach beyond the {} bytes of data; was the file cut off?",
+        file, name, list(*raw.offsets), data_bytes);
   const uint64_t wanted = wanted_bytes(file, raw);
   check(wanted == end - begin,
         "{}: tensor {}: shape {} of {} is {} bytes, but data_offsets {} "
