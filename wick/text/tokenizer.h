@@ -1,8 +1,9 @@
 // Text to token ids and back, as a Hugging Face `tokenizer.json` describes it.
 //
 // The pipeline: added tokens are cut out of the text, the rest is normalised, cut into words
-// (pre-tokenizer), turned into ids (BPE or WordPiece) and framed by special tokens (post-processor).
-// A component that is not known is an error when the file is read, never a wrong id later.
+// (pre-tokenizer), turned into ids (BPE or WordPiece) and framed by special tokens
+// (post-processor). A component that is not known is an error when the file is read, never a wrong
+// id later.
 //
 // A Tokenizer is immutable once made, cheap to copy (copies share one vocabulary), and every const
 // member may be called from several threads at once. Text is UTF-8; text that is not is an error
