@@ -1,39 +1,472 @@
-// The low-rank products of an adapter.
+// LoRA by three skinny products, each with the low-rank side in registers:
+//   shrink  s[t,r]  = scale sum_n x[t,n] w[r,n]      dot products along n
+//   expand  y[t,n] += scale sum_r s[t,r] w[r,n]      w in panels, so that they stay in L1
+//   collect g[r,n] += scale sum_t s[t,r] x[t,n]      the gradients of A and of B
 #include "wick/backend/cpu/lora.h"
+
+#include "wick/backend/cpu/simd_targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "wick/backend/cpu/lora.cpp"
+#include <hwy/foreach_target.h>
+// After foreach_target.h:
+#include <hwy/highway.h>
+
+#include "wick/backend/cpu/simd_inl.h"
+
+#ifndef WICK_BACKEND_CPU_LORA_SHARED_
+#define WICK_BACKEND_CPU_LORA_SHARED_
+namespace wick::cpu {
+
+// Rows of two matrices that belong together: row i of a call is row index[i], or row i if null.
+struct SkinnyRows {
+  const int32_t* index;
+  int64_t count;
+  int64_t wide_stride, narrow_stride;  // of the n-wide and of the r-wide matrix
+};
+
+struct SkinnySize {
+  int64_t n, R;
+  float scale;
+};
+
+}  // namespace wick::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace wick::cpu::HWY_NAMESPACE {
+
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SCALAR  // 16 registers
+constexpr int64_t kShrinkRanks = 4;
+constexpr int64_t kExpandVectors = 2;
+constexpr int64_t kCollectRanks = 4;
+#else  // 32 registers
+constexpr int64_t kShrinkRanks = 8;
+constexpr int64_t kExpandVectors = 4;
+constexpr int64_t kCollectRanks = 8;
+#endif
+constexpr int64_t kShrinkRows = 3;
+constexpr int64_t kExpandRows = 6;
+constexpr int64_t kCollectVectors = 3;
+
+HWY_INLINE int64_t row_at(const SkinnyRows& rows, int64_t i) {
+  return rows.index == nullptr ? i : rows.index[i];
+}
+
+template <int64_t kRows, int64_t kRanks>
+HWY_INLINE void shrink_tile(const float* const* x, const float* w, const SkinnySize& size,
+                            float* const* s) {
+  const DF d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  VF sum[kRows][kRanks];
+  WICK_UNROLL for (int64_t i = 0; i < kRows; ++i) {
+    WICK_UNROLL for (int64_t r = 0; r < kRanks; ++r) {
+      sum[i][r] = hn::Zero(d);
+    }
+  }
+  const auto step = [&](const VF* left, int64_t r, VF right) HWY_ATTR {
+    WICK_UNROLL for (int64_t i = 0; i < kRows; ++i) {
+      sum[i][r] = hn::MulAdd(left[i], right, sum[i][r]);
+    }
+  };
+  int64_t n = 0;
+  VF left[kRows];
+  for (; n + lanes <= size.n; n += lanes) {
+    WICK_UNROLL for (int64_t i = 0; i < kRows; ++i) {
+      left[i] = hn::LoadU(d, x[i] + n);
+    }
+    WICK_UNROLL for (int64_t r = 0; r < kRanks; ++r) {
+      step(left, r, hn::LoadU(d, w + r * size.n + n));
+    }
+  }
+  if (n < size.n) {
+    const size_t rest = size.n - n;
+    WICK_UNROLL for (int64_t i = 0; i < kRows; ++i) {
+      left[i] = load_part(d, x[i] + n, rest);
+    }
+    WICK_UNROLL for (int64_t r = 0; r < kRanks; ++r) {
+      step(left, r, load_part(d, w + r * size.n + n, rest));
+    }
+  }
+  WICK_UNROLL for (int64_t i = 0; i < kRows; ++i) {
+    if constexpr (kRanks % 4 == 0) {
+      WICK_UNROLL for (int64_t r = 0; r < kRanks; r += 4) {
+        store_sums(d, sum[i][r], sum[i][r + 1], sum[i][r + 2], sum[i][r + 3], s[i] + r);
+      }
+    } else {
+      WICK_UNROLL for (int64_t r = 0; r < kRanks; ++r) {
+        s[i][r] = sum_of(d, sum[i][r]);
+      }
+    }
+    for (int64_t r = 0; r < kRanks; ++r) {
+      s[i][r] *= size.scale;
+    }
+  }
+}
+
+template <int64_t kRows>
+HWY_INLINE void shrink_rows(const float* const* x, const float* w, const SkinnySize& size,
+                            float* const* s) {
+  float* to[kRows];
+  int64_t r = 0;
+  const auto advance = [&](int64_t ranks) {
+    w += ranks * size.n;
+    r += ranks;
+    for (int64_t i = 0; i < kRows; ++i) {
+      to[i] = s[i] + r;
+    }
+  };
+  advance(0);
+  for (; r + kShrinkRanks <= size.R; advance(kShrinkRanks)) {
+    shrink_tile<kRows, kShrinkRanks>(x, w, size, to);
+  }
+  for (; r + 4 <= size.R; advance(4)) {
+    shrink_tile<kRows, 4>(x, w, size, to);
+  }
+  for (; r < size.R; advance(1)) {
+    shrink_tile<kRows, 1>(x, w, size, to);
+  }
+}
+
+void Shrink(const float* x, const float* w, const SkinnyRows& rows, const SkinnySize& size,
+            float* s) {
+  const float* from[kShrinkRows];
+  float* to[kShrinkRows];
+  const auto point = [&](int64_t first, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      from[i] = x + row_at(rows, first + i) * rows.wide_stride;
+      to[i] = s + row_at(rows, first + i) * rows.narrow_stride;
+    }
+  };
+  int64_t t = 0;
+  for (; t + kShrinkRows <= rows.count; t += kShrinkRows) {
+    point(t, kShrinkRows);
+    shrink_rows<kShrinkRows>(from, w, size, to);
+  }
+  for (; t < rows.count; ++t) {
+    point(t, 1);
+    shrink_rows<1>(from, w, size, to);
+  }
+}
+
+// Panels of as many columns as a tile of Expand has: [panel][r][column], the last one padded.
+int64_t PanelColumns() {
+  return kExpandVectors * static_cast<int64_t>(hn::Lanes(DF()));
+}
+
+void PackPanelsOfColumns(const float* w, int64_t first, int64_t columns, int64_t n, int64_t R,
+                         float* panel) {  // w [R, n]
+  for (int64_t r = 0; r < R; ++r) {
+    const float* row = w + r * n + first;
+    for (int64_t i = 0; i < columns; ++i) {
+      panel[r * PanelColumns() + i] = row[i];
+    }
+  }
+}
+
+void PackPanelsOfRows(const float* w, int64_t first, int64_t columns, int64_t R,
+                      float* panel) {  // w [n, R]
+  transpose(w + first * R, R, columns, R, panel, PanelColumns());
+}
+
+template <int64_t kRows>
+HWY_INLINE void expand_tile(const float* const* s, const float* panel, const SkinnySize& size,
+                            int64_t columns, float* const* y) {
+  const DF d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  VF sum[kRows][kExpandVectors];
+  WICK_UNROLL for (int64_t i = 0; i < kRows; ++i) {
+    WICK_UNROLL for (int64_t j = 0; j < kExpandVectors; ++j) {
+      sum[i][j] = hn::Zero(d);
+    }
+  }
+  for (int64_t r = 0; r < size.R; ++r) {
+    VF right[kExpandVectors];
+    WICK_UNROLL for (int64_t j = 0; j < kExpandVectors; ++j) {
+      right[j] = hn::LoadU(d, panel + (r * kExpandVectors + j) * lanes);
+    }
+    WICK_UNROLL for (int64_t i = 0; i < kRows; ++i) {
+      const VF left = hn::Set(d, s[i][r]);
+      WICK_UNROLL for (int64_t j = 0; j < kExpandVectors; ++j) {
+        sum[i][j] = hn::MulAdd(left, right[j], sum[i][j]);
+      }
+    }
+  }
+  const VF scale = hn::Set(d, size.scale);
+  WICK_UNROLL for (int64_t i = 0; i < kRows; ++i) {
+    WICK_UNROLL for (int64_t j = 0; j < kExpandVectors; ++j) {
+      float* to = y[i] + j * lanes;
+      const int64_t left = columns - j * lanes;
+      if (left >= lanes) {
+        hn::StoreU(hn::MulAdd(scale, sum[i][j], hn::LoadU(d, to)), d, to);
+      } else if (left > 0) {
+        store_part(d, hn::MulAdd(scale, sum[i][j], load_part(d, to, left)), to, left);
+      }
+    }
+  }
+}
+
+void Expand(const float* s, const float* panels, const SkinnyRows& rows, const SkinnySize& size,
+            float* y) {
+  const int64_t width = PanelColumns();
+  const float* from[kExpandRows];
+  float* to[kExpandRows];
+  for (int64_t n = 0; n < size.n; n += width) {
+    const float* panel = panels + n * size.R;
+    const int64_t columns = HWY_MIN(width, size.n - n);
+    const auto point = [&](int64_t first, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) {
+        from[i] = s + row_at(rows, first + i) * rows.narrow_stride;
+        to[i] = y + row_at(rows, first + i) * rows.wide_stride + n;
+      }
+    };
+    int64_t t = 0;
+    for (; t + kExpandRows <= rows.count; t += kExpandRows) {
+      point(t, kExpandRows);
+      expand_tile<kExpandRows>(from, panel, size, columns, to);
+    }
+    for (; t + 2 <= rows.count; t += 2) {
+      point(t, 2);
+      expand_tile<2>(from, panel, size, columns, to);
+    }
+    if (t < rows.count) {
+      point(t, 1);
+      expand_tile<1>(from, panel, size, columns, to);
+    }
+  }
+}
+
+// One row, with w [n, R] as it is stored: packing would cost more than the product.
+void ExpandOneRow(const float* s, const float* w, const SkinnySize& size, float* y) {
+  int64_t n = 0;
+#if HWY_TARGET != HWY_SCALAR
+  const hn::Full128<float> d;
+  const hn::Full128<uint64_t> pairs;
+  const int64_t whole = size.R / 4 * 4;
+  for (; n + 4 <= size.n && whole > 0; n += 4) {
+    const float* row = w + n * size.R;
+    auto sum0 = hn::Zero(d);
+    auto sum1 = sum0;
+    auto sum2 = sum0;
+    auto sum3 = sum0;
+    for (int64_t r = 0; r < whole; r += 4) {
+      const auto left = hn::LoadU(d, s + r);
+      sum0 = hn::MulAdd(left, hn::LoadU(d, row + r), sum0);
+      sum1 = hn::MulAdd(left, hn::LoadU(d, row + size.R + r), sum1);
+      sum2 = hn::MulAdd(left, hn::LoadU(d, row + 2 * size.R + r), sum2);
+      sum3 = hn::MulAdd(left, hn::LoadU(d, row + 3 * size.R + r), sum3);
+    }
+    const auto sum01 = hn::BitCast(
+        pairs, hn::Add(hn::InterleaveLower(d, sum0, sum1), hn::InterleaveUpper(d, sum0, sum1)));
+    const auto sum23 = hn::BitCast(
+        pairs, hn::Add(hn::InterleaveLower(d, sum2, sum3), hn::InterleaveUpper(d, sum2, sum3)));
+    auto sums = hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, sum01, sum23)),
+                        hn::BitCast(d, hn::InterleaveUpper(pairs, sum01, sum23)));
+    if (whole < size.R) {
+      HWY_ALIGN float rest[4] = {};
+      for (int64_t r = whole; r < size.R; ++r) {
+        for (int64_t i = 0; i < 4; ++i) {
+          rest[i] += s[r] * row[i * size.R + r];
+        }
+      }
+      sums = hn::Add(sums, hn::Load(d, rest));
+    }
+    hn::StoreU(hn::MulAdd(hn::Set(d, size.scale), sums, hn::LoadU(d, y + n)), d, y + n);
+  }
+#endif
+  for (; n < size.n; ++n) {
+    float sum = 0;
+    for (int64_t r = 0; r < size.R; ++r) {
+      sum += s[r] * w[n * size.R + r];
+    }
+    y[n] += size.scale * sum;
+  }
+}
+
+// Columns [first, first + columns) of g, ranks [r, r + kRanks).
+template <int64_t kRanks>
+HWY_INLINE void collect_tile(const float* s, const float* x, const SkinnyRows& rows,
+                             const SkinnySize& size, int64_t columns, float* g) {
+  const DF d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  VF sum[kRanks][kCollectVectors];
+  WICK_UNROLL for (int64_t r = 0; r < kRanks; ++r) {
+    WICK_UNROLL for (int64_t j = 0; j < kCollectVectors; ++j) {
+      sum[r][j] = hn::Zero(d);
+    }
+  }
+  const bool whole = columns == kCollectVectors * lanes;
+  for (int64_t t = 0; t < rows.count; ++t) {
+    VF right[kCollectVectors];
+    WICK_UNROLL for (int64_t j = 0; j < kCollectVectors; ++j) {
+      const float* from = x + t * rows.wide_stride + j * lanes;
+      const int64_t left = columns - j * lanes;
+      right[j] = whole || left >= lanes ? hn::LoadU(d, from)
+                 : left > 0             ? load_part(d, from, left)
+                                        : hn::Zero(d);
+    }
+    WICK_UNROLL for (int64_t r = 0; r < kRanks; ++r) {
+      const VF left = hn::Set(d, s[t * rows.narrow_stride + r]);
+      WICK_UNROLL for (int64_t j = 0; j < kCollectVectors; ++j) {
+        sum[r][j] = hn::MulAdd(left, right[j], sum[r][j]);
+      }
+    }
+  }
+  const VF scale = hn::Set(d, size.scale);
+  WICK_UNROLL for (int64_t r = 0; r < kRanks; ++r) {
+    WICK_UNROLL for (int64_t j = 0; j < kCollectVectors; ++j) {
+      float* to = g + r * size.n + j * lanes;
+      const int64_t left = columns - j * lanes;
+      if (left >= lanes) {
+        hn::StoreU(hn::MulAdd(scale, sum[r][j], hn::LoadU(d, to)), d, to);
+      } else if (left > 0) {
+        store_part(d, hn::MulAdd(scale, sum[r][j], load_part(d, to, left)), to, left);
+      }
+    }
+  }
+}
+
+void Collect(const float* s, const float* x, const SkinnyRows& rows, const SkinnySize& size,
+             int64_t begin, int64_t end, float* g) {
+  const int64_t width = kCollectVectors * static_cast<int64_t>(hn::Lanes(DF()));
+  for (int64_t n = begin; n < end; n += width) {
+    const int64_t columns = HWY_MIN(width, end - n);
+    int64_t r = 0;
+    for (; r + kCollectRanks <= size.R; r += kCollectRanks) {
+      collect_tile<kCollectRanks>(s + r, x + n, rows, size, columns, g + r * size.n + n);
+    }
+    for (; r < size.R; ++r) {
+      collect_tile<1>(s + r, x + n, rows, size, columns, g + r * size.n + n);
+    }
+  }
+}
+
+void Transpose(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to,
+               int64_t to_stride) {
+  transpose(from, from_stride, rows, columns, to, to_stride);
+}
+
+}  // namespace wick::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+
+#include <vector>
 
 namespace wick::cpu {
 
-void lora_forward(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
-                  const Tensor& row_adapter, const Tensor& s, const Tensor& y) {
-  const int64_t in = x.columns();
-  const int64_t out = y.columns();
-  for_ranges(context, x.rows(), 8, [&](int64_t t0, int64_t t1) {
-    for (int64_t t = t0; t < t1; ++t) {
-      const int32_t chosen = row_adapter ? row_adapter.data<int32_t>()[t] : 0;
-      if (chosen < 0) {
-        continue;
+HWY_EXPORT(Shrink);
+HWY_EXPORT(PanelColumns);
+HWY_EXPORT(PackPanelsOfColumns);
+HWY_EXPORT(PackPanelsOfRows);
+HWY_EXPORT(Expand);
+HWY_EXPORT(ExpandOneRow);
+HWY_EXPORT(Collect);
+HWY_EXPORT(Transpose);
+
+namespace {
+
+constexpr int64_t kSerialProducts = 150'000;  // below, a second thread costs more than it saves
+
+// Rows of a task: all of them when there is little to do.
+int64_t task_rows(int64_t T, int64_t products_of_a_row) {
+  return T * products_of_a_row < kSerialProducts ? std::max<int64_t>(T, 1) : 33;
+}
+
+int64_t padded(int64_t n) {
+  const int64_t width = HWY_DYNAMIC_DISPATCH(PanelColumns)();
+  return (n + width - 1) / width * width;
+}
+
+enum class Stored { rank_first, rank_last };
+
+// w as [R, n] or as [n, R] into panels for Expand.
+void pack_panels(const Context& context, const float* w, Stored stored, int64_t n, int64_t R,
+                 float* panels) {
+  const int64_t width = HWY_DYNAMIC_DISPATCH(PanelColumns)();
+  const int64_t panels_of_a_task = std::max<int64_t>(1, 65536 / (width * R));
+  for_ranges(context, padded(n) / width, panels_of_a_task, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin * width; first < end * width && first < n; first += width) {
+      const int64_t columns = std::min(width, n - first);
+      float* panel = panels + first * R;
+      if (columns < width) {
+        std::fill_n(panel, width * R, 0.0F);
       }
-      const LoraFactors& adapter = adapters[chosen];
-      const int64_t R = adapter.a.rows();
-      const float* x_row = x.data<float>() + t * in;
-      float* s_row = s.data<float>() + t * s.columns();
-      float* y_row = y.data<float>() + t * out;
-      for (int64_t r = 0; r < R; ++r) {
-        float sum = 0;
-        for (int64_t i = 0; i < in; ++i) {
-          sum += x_row[i] * adapter.a.data<float>()[r * in + i];
-        }
-        s_row[r] = sum;
-      }
-      for (int64_t o = 0; o < out; ++o) {
-        float sum = 0;
-        for (int64_t r = 0; r < R; ++r) {
-          sum += s_row[r] * adapter.b.data<float>()[o * R + r];
-        }
-        y_row[o] += adapter.scaling * sum;
+      if (stored == Stored::rank_first) {
+        HWY_DYNAMIC_DISPATCH(PackPanelsOfColumns)(w, first, columns, n, R, panel);
+      } else {
+        HWY_DYNAMIC_DISPATCH(PackPanelsOfRows)(w, first, columns, R, panel);
       }
     }
   });
+}
+
+// One adapter for the rows of `index` (null: all).
+void forward_of_rows(const Context& context, const Tensor& x, const LoraFactors& adapter,
+                     const int32_t* index, int64_t count, const Tensor& s, const Tensor& y) {
+  const int64_t in = x.columns();
+  const int64_t out = y.columns();
+  const int64_t R = adapter.a.rows();
+  const float* b = adapter.b.data<float>();
+  constexpr int64_t kFewRows = 2;
+  const bool packed = count > kFewRows;
+  const Scratch panels(context.scratch, packed ? padded(out) * R : 0);
+  if (packed) {
+    pack_panels(context, b, Stored::rank_last, out, R, panels.data());
+  }
+  for_ranges(context, count, task_rows(count, R * (in + out)), [&](int64_t begin, int64_t end) {
+    const int64_t first = index == nullptr ? begin : 0;
+    const int32_t* rows_of_task = index == nullptr ? nullptr : index + begin;
+    const float* x_rows = x.data<float>() + first * in;
+    float* s_rows = s.data<float>() + first * s.columns();
+    float* y_rows = y.data<float>() + first * out;
+    SkinnyRows rows{rows_of_task, end - begin, in, s.columns()};
+    HWY_DYNAMIC_DISPATCH(Shrink)
+    (x_rows, adapter.a.data<float>(), rows, {in, R, 1.0F}, s_rows);
+    const SkinnySize size{out, R, adapter.scaling};
+    rows.wide_stride = out;
+    if (packed) {
+      HWY_DYNAMIC_DISPATCH(Expand)(s_rows, panels.data(), rows, size, y_rows);
+      return;
+    }
+    for (int64_t i = 0; i < rows.count; ++i) {
+      const int64_t row = rows_of_task == nullptr ? i : rows_of_task[i];
+      HWY_DYNAMIC_DISPATCH(ExpandOneRow)
+      (s_rows + row * s.columns(), b, size, y_rows + row * out);
+    }
+  });
+}
+
+}  // namespace
+
+void lora_forward(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
+                  const Tensor& row_adapter, const Tensor& s, const Tensor& y) {
+  if (!row_adapter) {
+    forward_of_rows(context, x, adapters[0], nullptr, x.rows(), s, y);
+    return;
+  }
+  // Rows by adapter: each adapter then reads its factors once.
+  std::vector<std::vector<int32_t>> rows(adapters.size());
+  for (int64_t t = 0; t < x.rows(); ++t) {
+    const int32_t chosen = row_adapter.data<int32_t>()[t];
+    if (chosen >= 0) {
+      rows[chosen].push_back(static_cast<int32_t>(t));
+    }
+  }
+  // Many small groups run side by side, one task each (a nested run is serial); few large ones in
+  // turn.
+  const auto group = [&](int64_t i) {
+    const auto count = static_cast<int64_t>(rows[i].size());
+    forward_of_rows(context, x, adapters[i], rows[i].data(), count, s, y);
+  };
+  const auto groups = static_cast<int64_t>(adapters.size());
+  if (groups > 4) {
+    context.pool.run(groups, group);
+  } else {
+    for (int64_t i = 0; i < groups; ++i) {
+      group(i);
+    }
+  }
 }
 
 void lora_backward(const Context& context, const Tensor& x, const Tensor& s, const Tensor& dy,
@@ -43,46 +476,61 @@ void lora_backward(const Context& context, const Tensor& x, const Tensor& s, con
   const int64_t in = x.columns();
   const int64_t out = dy.columns();
   const int64_t R = adapter.a.rows();
+  const float scaling = adapter.scaling;
   const float* a = adapter.a.data<float>();
   const float* b = adapter.b.data<float>();
-  for_ranges(context, T, 8, [&](int64_t t0, int64_t t1) {
-    for (int64_t t = t0; t < t1; ++t) {
-      float* ds_row = ds.data<float>() + t * R;
-      std::fill_n(ds_row, R, 0.0F);
-      for (int64_t o = 0; o < out; ++o) {
-        const float dy_to = adapter.scaling * dy.data<float>()[t * out + o];
-        for (int64_t r = 0; r < R; ++r) {
-          ds_row[r] += dy_to * b[o * R + r];
-        }
-      }
-      for (int64_t r = 0; dx && r < R; ++r) {
-        float* dx_row = dx.data<float>() + t * in;
-        for (int64_t i = 0; i < in; ++i) {
-          dx_row[i] += ds_row[r] * a[r * in + i];
-        }
-      }
+
+  const Scratch b_transposed(context.scratch, R * out);
+  const Scratch a_panels(context.scratch, dx ? padded(in) * R : 0);
+  HWY_DYNAMIC_DISPATCH(Transpose)(b, R, out, R, b_transposed.data(), out);
+  if (dx) {
+    pack_panels(context, a, Stored::rank_first, in, R, a_panels.data());
+  }
+  for_ranges(context, T, task_rows(T, R * (in + out)), [&](int64_t begin, int64_t end) {
+    SkinnyRows rows{nullptr, end - begin, out, R};
+    float* ds_rows = ds.data<float>() + begin * R;
+    HWY_DYNAMIC_DISPATCH(Shrink)
+    (dy.data<float>() + begin * out, b_transposed.data(), rows, {out, R, scaling}, ds_rows);
+    if (dx) {
+      rows.wide_stride = in;
+      HWY_DYNAMIC_DISPATCH(Expand)
+      (ds_rows, a_panels.data(), rows, {in, R, 1.0F}, dx.data<float>() + begin * in);
     }
   });
-  for_ranges(context, in, 64, [&](int64_t i0, int64_t i1) {
-    for (int64_t t = 0; t < T; ++t) {
-      for (int64_t r = 0; r < R; ++r) {
-        const float scale = ds.data<float>()[t * R + r];
-        for (int64_t i = i0; i < i1; ++i) {
-          da.data<float>()[r * in + i] += scale * x.data<float>()[t * in + i];
-        }
-      }
+
+  // The gradients of A and B in one run: first the columns of A's, then those of B's (transposed).
+  const Scratch db_transposed(context.scratch, R * out);
+  const bool serial = T * R * (in + out) < kSerialProducts;
+  const int64_t columns = serial ? std::max<int64_t>({in, out, 1}) : 192;
+  const int64_t a_tasks = (in + columns - 1) / columns;
+  const int64_t b_tasks = (out + columns - 1) / columns;
+  const auto collect = [&](int64_t task) {
+    if (task < a_tasks) {
+      const int64_t begin = task * columns;
+      HWY_DYNAMIC_DISPATCH(Collect)
+      (ds.data<float>(), x.data<float>(), {nullptr, T, in, R}, {in, R, 1.0F}, begin,
+       std::min(in, begin + columns), da.data<float>());
+      return;
     }
-  });
-  for_ranges(context, out, 64, [&](int64_t o0, int64_t o1) {
-    for (int64_t t = 0; t < T; ++t) {
-      for (int64_t o = o0; o < o1; ++o) {
-        const float dy_to = adapter.scaling * dy.data<float>()[t * out + o];
-        for (int64_t r = 0; r < R; ++r) {
-          db.data<float>()[o * R + r] += dy_to * s.data<float>()[t * R + r];
-        }
-      }
+    const int64_t begin = (task - a_tasks) * columns;
+    const int64_t end = std::min(out, begin + columns);
+    float* sums = db_transposed.data();
+    HWY_DYNAMIC_DISPATCH(Transpose)
+    (db.data<float>() + begin * R, R, end - begin, R, sums + begin, out);
+    HWY_DYNAMIC_DISPATCH(Collect)
+    (s.data<float>(), dy.data<float>(), {nullptr, T, out, R}, {out, R, scaling}, begin, end, sums);
+    HWY_DYNAMIC_DISPATCH(Transpose)
+    (sums + begin, out, R, end - begin, db.data<float>() + begin * R, R);
+  };
+  if (serial) {
+    for (int64_t task = 0; task < a_tasks + b_tasks; ++task) {
+      collect(task);
     }
-  });
+  } else {
+    context.pool.run(a_tasks + b_tasks, collect);
+  }
 }
 
 }  // namespace wick::cpu
+
+#endif  // HWY_ONCE

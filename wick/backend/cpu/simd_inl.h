@@ -1,0 +1,221 @@
+// What the vector code of several kernels shares. Included once for each instruction set, inside
+// the kernel files and after foreach_target.h, hence the toggling guard.
+
+// clang-format off
+#if defined(WICK_BACKEND_CPU_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef WICK_BACKEND_CPU_SIMD_INL_H_
+#undef WICK_BACKEND_CPU_SIMD_INL_H_
+#else
+#define WICK_BACKEND_CPU_SIMD_INL_H_
+#endif
+// clang-format on
+
+#include <hwy/highway.h>
+
+#include <cstdint>
+
+#include "wick/backend/cpu/narrow.h"
+
+// Loops over registers must vanish, or the registers become memory.
+#define WICK_UNROLL _Pragma("GCC unroll 16")
+
+// Which sets have loads and stores that leave what is masked out alone.
+#undef WICK_SIMD_MASKS
+#undef WICK_SIMD_HALF_FLOATS
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+#define WICK_SIMD_MASKS 1
+#else
+#define WICK_SIMD_MASKS 0
+#endif
+#if WICK_SIMD_MASKS || HWY_TARGET == HWY_NEON
+#define WICK_SIMD_HALF_FLOATS 1
+#else
+#define WICK_SIMD_HALF_FLOATS 0
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace wick::cpu::HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using DF = hn::ScalableTag<float>;
+using VF = hn::Vec<DF>;
+constexpr size_t kMaxLanes = HWY_MAX_BYTES / sizeof(float);
+
+// ---- loads that widen to f32; any address that suits one element
+
+template <class D>
+HWY_INLINE hn::Vec<D> load(D d, const float* from) {
+  return hn::LoadU(d, from);
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> load(D d, const Bf16* from) {
+  const hn::Rebind<uint16_t, D> narrow;
+  const hn::RebindToUnsigned<D> wide;
+  const auto bits = hn::LoadU(narrow, reinterpret_cast<const uint16_t*>(from));
+  return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(wide, bits)));
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> load(D d, const F16* from) {
+#if WICK_SIMD_HALF_FLOATS
+  const hn::Rebind<uint16_t, D> narrow;
+  const hn::Rebind<hwy::float16_t, D> half;
+  const auto bits = hn::LoadU(narrow, reinterpret_cast<const uint16_t*>(from));
+  return hn::PromoteTo(d, hn::BitCast(half, bits));
+#else
+  HWY_ALIGN float wide[kMaxLanes];
+  for (size_t i = 0; i < hn::Lanes(d); ++i) {
+    wide[i] = f16_to_f32(from[i].bits);
+  }
+  return hn::LoadU(d, wide);
+#endif
+}
+
+// The first `count` elements (fewer than a vector); the rest is zero and not read.
+template <class From>
+HWY_INLINE VF load_part(DF d, const From* from, size_t count) {
+  From whole[kMaxLanes] = {};
+  for (size_t i = 0; i < count; ++i) {
+    whole[i] = from[i];
+  }
+  return load(d, whole);
+}
+
+#if WICK_SIMD_MASKS
+HWY_INLINE VF load_part(DF d, const float* from, size_t count) {
+  return hn::MaskedLoad(hn::FirstN(d, count), d, from);
+}
+#endif
+
+// ---- stores
+
+HWY_INLINE void store(DF d, VF value, float* to) {
+  hn::StoreU(value, d, to);
+}
+
+HWY_INLINE void store_part(DF d, VF value, float* to, size_t count) {
+#if WICK_SIMD_MASKS
+  hn::BlendedStore(value, hn::FirstN(d, count), d, to);
+#else
+  HWY_ALIGN float whole[kMaxLanes];
+  hn::StoreU(value, d, whole);
+  for (size_t i = 0; i < count; ++i) {
+    to[i] = whole[i];
+  }
+#endif
+}
+
+// ---- arithmetic
+
+HWY_INLINE float sum_of(DF d, VF v) {
+  return hn::GetLane(hn::SumOfLanes(d, v));
+}
+
+HWY_INLINE float max_of(DF d, VF v) {
+  return hn::GetLane(hn::MaxOfLanes(d, v));
+}
+
+// e^x to 2 ulp (Cephes, expf). Below -87.3 it is 0, above 88.3 infinity; NaN stays NaN.
+HWY_INLINE VF exp(DF d, VF x) {
+  const hn::RebindToSigned<DF> integer;
+  const VF bounded = hn::Min(hn::Set(d, 89.0F), x);  // in this order x86 keeps NaN
+  const auto n = hn::NearestInt(hn::Mul(bounded, hn::Set(d, 1.44269504088896341F)));
+  const VF whole = hn::ConvertTo(d, n);
+  VF r = hn::NegMulAdd(whole, hn::Set(d, 0.693359375F), bounded);
+  r = hn::NegMulAdd(whole, hn::Set(d, -2.12194440e-4F), r);
+  VF p = hn::Set(d, 1.9875691500e-4F);
+  p = hn::MulAdd(p, r, hn::Set(d, 1.3981999507e-3F));
+  p = hn::MulAdd(p, r, hn::Set(d, 8.3334519073e-3F));
+  p = hn::MulAdd(p, r, hn::Set(d, 4.1665795894e-2F));
+  p = hn::MulAdd(p, r, hn::Set(d, 1.6666665459e-1F));
+  p = hn::MulAdd(p, r, hn::Set(d, 5.0000001201e-1F));
+  p = hn::Add(hn::MulAdd(p, hn::Mul(r, r), r), hn::Set(d, 1.0F));
+  const auto power = hn::ShiftLeft<23>(hn::Add(n, hn::Set(integer, 127)));
+  const VF y = hn::Mul(p, hn::BitCast(d, power));
+  return hn::IfThenElse(hn::Lt(x, hn::Set(d, -87.3F)), hn::Zero(d), y);
+}
+
+HWY_INLINE VF sigmoid(DF d, VF x) {
+  const VF one = hn::Set(d, 1.0F);
+  return hn::Div(one, hn::Add(one, exp(d, hn::Neg(x))));
+}
+
+// ---- transposes of 4x4 blocks; to[k][n] = from[n][k]
+
+// Copies `rows` x `columns` values; row n of `from` starts at n * from_stride, and likewise for
+// `to`.
+template <class From>
+HWY_INLINE void transpose(const From* from, int64_t from_stride, int64_t rows, int64_t columns,
+                          float* to, int64_t to_stride) {
+  int64_t n = 0;
+#if HWY_TARGET != HWY_SCALAR
+  const hn::Full128<float> d;
+  const hn::Full128<uint64_t> pairs;
+  for (; n + 4 <= rows; n += 4) {
+    const From* block = from + n * from_stride;
+    int64_t k = 0;
+    for (; k + 4 <= columns; k += 4) {
+      const auto r0 = load(d, block + k);
+      const auto r1 = load(d, block + from_stride + k);
+      const auto r2 = load(d, block + 2 * from_stride + k);
+      const auto r3 = load(d, block + 3 * from_stride + k);
+      const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1));
+      const auto low23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3));
+      const auto high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
+      const auto high23 = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
+      float* out = to + k * to_stride + n;
+      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(pairs, low01, low23)), d, out);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(pairs, low01, low23)), d, out + to_stride);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(pairs, high01, high23)), d,
+                 out + 2 * to_stride);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(pairs, high01, high23)), d,
+                 out + 3 * to_stride);
+    }
+    for (; k < columns; ++k) {
+      for (int64_t i = 0; i < 4; ++i) {
+        to[k * to_stride + n + i] = to_f32(block[i * from_stride + k]);
+      }
+    }
+  }
+#endif
+  for (; n < rows; ++n) {
+    for (int64_t k = 0; k < columns; ++k) {
+      to[k * to_stride + n] = to_f32(from[n * from_stride + k]);
+    }
+  }
+}
+
+// out[i] = the sum of the lanes of v[i].
+HWY_INLINE void store_sums([[maybe_unused]] DF d, VF v0, VF v1, VF v2, VF v3, float* out) {
+#if HWY_TARGET == HWY_SCALAR
+  out[0] = hn::GetLane(v0);
+  out[1] = hn::GetLane(v1);
+  out[2] = hn::GetLane(v2);
+  out[3] = hn::GetLane(v3);
+#else
+  const hn::Repartition<uint64_t, DF> pairs;
+  const hn::Full128<float> quad;
+  const auto sum01 =
+      hn::BitCast(pairs, hn::Add(hn::InterleaveLower(d, v0, v1), hn::InterleaveUpper(d, v0, v1)));
+  const auto sum23 =
+      hn::BitCast(pairs, hn::Add(hn::InterleaveLower(d, v2, v3), hn::InterleaveUpper(d, v2, v3)));
+  const VF sums = hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, sum01, sum23)),
+                          hn::BitCast(d, hn::InterleaveUpper(pairs, sum01, sum23)));
+#if HWY_TARGET == HWY_AVX3
+  const hn::Half<DF> half;
+  const auto halves = hn::Add(hn::LowerHalf(half, sums), hn::UpperHalf(half, sums));
+  hn::StoreU(hn::Add(hn::LowerHalf(quad, halves), hn::UpperHalf(quad, halves)), quad, out);
+#elif HWY_TARGET == HWY_AVX2
+  hn::StoreU(hn::Add(hn::LowerHalf(quad, sums), hn::UpperHalf(quad, sums)), quad, out);
+#else
+  hn::StoreU(sums, quad, out);
+#endif
+#endif
+}
+
+}  // namespace wick::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // toggling guard
