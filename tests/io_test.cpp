@@ -459,7 +459,7 @@ TEST(Npy, WritesTheBytesThatNumpyWrites) {
   write_npy(folder.path() / "x.npy", {1}, std::vector<float>{1.0F});
   const std::string text = read_text(folder.path() / "x.npy");
   EXPECT_EQ(text.substr(0, 10), std::string("\x93NUMPY\x01\x00\x76\x00", 10));
-  EXPECT_EQ(text.substr(10, 57), "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), } ");
+  EXPECT_EQ(text.substr(10, 57), "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }");
   EXPECT_EQ(text[127], '\n');
   EXPECT_EQ(text.substr(128), std::string("\x00\x00\x80\x3F", 4));
 }
