@@ -1,48 +1,162 @@
-// AdamW in one pass, and the sum of squares for clipping.
+// AdamW in one pass over gradient, moments and parameters; and the sum of squares for clipping.
 #include "wick/backend/cpu/adamw.h"
+
+#include "wick/backend/cpu/simd_targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "wick/backend/cpu/adamw.cpp"
+#include <hwy/foreach_target.h>
+// After foreach_target.h:
+#include <hwy/highway.h>
+
+#include "wick/backend/cpu/simd_inl.h"
+
+#ifndef WICK_BACKEND_CPU_ADAMW_SHARED_
+#define WICK_BACKEND_CPU_ADAMW_SHARED_
+namespace wick::cpu {
+
+// The scalars of AdamwArgs in the form that the inner loop wants.
+struct AdamwFactors {
+  float gradient_scale;
+  float beta1, one_minus_beta1;
+  float beta2, one_minus_beta2;
+  float epsilon;
+  float correction1, correction2;  // 1 / (1 - beta^step)
+  float learning_rate;
+  float decay;  // 1 - learning_rate * weight_decay
+};
+
+}  // namespace wick::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace wick::cpu::HWY_NAMESPACE {
+
+void AdamwRange(const float* grad, const AdamwFactors& f, int64_t count, float* p, float* m,
+                float* v) {
+  const DF d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const VF scale = hn::Set(d, f.gradient_scale);
+  const VF step = hn::Set(d, f.learning_rate * f.correction1);
+  const auto update = [&](VF g, VF& value, VF& mean, VF& square) HWY_ATTR {
+    g = hn::Mul(scale, g);
+    mean = hn::MulAdd(hn::Set(d, f.beta1), mean, hn::Mul(hn::Set(d, f.one_minus_beta1), g));
+    square = hn::MulAdd(hn::Set(d, f.beta2), square,
+                        hn::Mul(hn::Mul(hn::Set(d, f.one_minus_beta2), g), g));
+    const VF root = hn::Sqrt(hn::Mul(square, hn::Set(d, f.correction2)));
+    const VF change = hn::Div(hn::Mul(step, mean), hn::Add(root, hn::Set(d, f.epsilon)));
+    value = hn::MulSub(hn::Set(d, f.decay), value, change);
+  };
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    VF value = hn::LoadU(d, p + i);
+    VF mean = hn::LoadU(d, m + i);
+    VF square = hn::LoadU(d, v + i);
+    update(hn::LoadU(d, grad + i), value, mean, square);
+    hn::StoreU(value, d, p + i);
+    hn::StoreU(mean, d, m + i);
+    hn::StoreU(square, d, v + i);
+  }
+  if (i < count) {
+    const size_t rest = count - i;
+    VF value = load_part(d, p + i, rest);
+    VF mean = load_part(d, m + i, rest);
+    VF square = load_part(d, v + i, rest);
+    update(load_part(d, grad + i, rest), value, mean, square);
+    store_part(d, value, p + i, rest);
+    store_part(d, mean, m + i, rest);
+    store_part(d, square, v + i, rest);
+  }
+}
+
+float SumSquares(const float* x, int64_t count) {
+  const DF d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  VF sum0 = hn::Zero(d);
+  VF sum1 = hn::Zero(d);
+  int64_t i = 0;
+  for (; i + 2 * lanes <= count; i += 2 * lanes) {
+    const VF x0 = hn::LoadU(d, x + i);
+    const VF x1 = hn::LoadU(d, x + i + lanes);
+    sum0 = hn::MulAdd(x0, x0, sum0);
+    sum1 = hn::MulAdd(x1, x1, sum1);
+  }
+  float sum = sum_of(d, hn::Add(sum0, sum1));
+  for (; i < count; ++i) {
+    sum += x[i] * x[i];
+  }
+  return sum;
+}
+
+}  // namespace wick::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
 
 #include <cmath>
 #include <vector>
 
 namespace wick::cpu {
 
+HWY_EXPORT(AdamwRange);
+HWY_EXPORT(SumSquares);
+
+namespace {
+
+constexpr int64_t kTaskElements = 16384;
+
+double bias_correction(float beta, int64_t step) {
+  return 1.0 / (1.0 - std::pow(double{beta}, static_cast<double>(step)));
+}
+
+}  // namespace
+
 void adamw(const Context& context, const Tensor& grad, const AdamwArgs& args, const Tensor& p,
            const Tensor& m, const Tensor& v) {
-  const auto step = static_cast<double>(args.step);
-  const auto correction1 = static_cast<float>(1.0 / (1.0 - std::pow(double{args.beta1}, step)));
-  const auto correction2 = static_cast<float>(1.0 / (1.0 - std::pow(double{args.beta2}, step)));
+  AdamwFactors factors{};
+  factors.gradient_scale = args.gradient_scale;
+  factors.beta1 = args.beta1;
+  factors.one_minus_beta1 = static_cast<float>(1.0 - double{args.beta1});
+  factors.beta2 = args.beta2;
+  factors.one_minus_beta2 = static_cast<float>(1.0 - double{args.beta2});
+  factors.epsilon = args.epsilon;
+  factors.correction1 = static_cast<float>(bias_correction(args.beta1, args.step));
+  factors.correction2 = static_cast<float>(bias_correction(args.beta2, args.step));
+
+  struct Task {
+    const AdamwSegment* segment;
+    int64_t begin, count;
+  };
+  std::vector<Task> tasks;  // over all segments, so that many small ones still make one run
   for (const AdamwSegment& segment : args.segments) {
-    for_ranges(context, segment.count, 8192, [&](int64_t begin, int64_t end) {
-      for (int64_t i = segment.begin + begin; i < segment.begin + end; ++i) {
-        const float g = args.gradient_scale * grad.data<float>()[i];
-        float& mean = m.data<float>()[i];
-        float& square = v.data<float>()[i];
-        float& value = p.data<float>()[i];
-        mean = args.beta1 * mean + (1.0F - args.beta1) * g;
-        square = args.beta2 * square + (1.0F - args.beta2) * g * g;
-        const float direction =
-            mean * correction1 / (std::sqrt(square * correction2) + args.epsilon);
-        value -= segment.learning_rate * (segment.weight_decay * value + direction);
-      }
-    });
+    for (int64_t at = 0; at < segment.count; at += kTaskElements) {
+      tasks.push_back({&segment, segment.begin + at, std::min(kTaskElements, segment.count - at)});
+    }
   }
+  context.pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
+    const auto [segment, begin, count] = tasks[i];
+    AdamwFactors own = factors;
+    own.learning_rate = segment->learning_rate;
+    own.decay = static_cast<float>(1.0 - double{segment->learning_rate} * segment->weight_decay);
+    HWY_DYNAMIC_DISPATCH(AdamwRange)
+    (grad.data<float>() + begin, own, count, p.data<float>() + begin, m.data<float>() + begin,
+     v.data<float>() + begin);
+  });
 }
 
 void sum_squares(const Context& context, const Tensor& x, const Tensor& out) {
-  constexpr int64_t kChunk = 8192;
-  std::vector<double> sums((x.elements() + kChunk - 1) / kChunk);
-  for_ranges(context, x.elements(), kChunk, [&](int64_t begin, int64_t end) {
-    double sum = 0;
-    for (int64_t i = begin; i < end; ++i) {
-      sum += double{x.data<float>()[i]} * x.data<float>()[i];
-    }
-    sums[begin / kChunk] = sum;
+  std::vector<float> sums((x.elements() + kTaskElements - 1) / kTaskElements);
+  for_ranges(context, x.elements(), kTaskElements, [&](int64_t begin, int64_t end) {
+    sums[begin / kTaskElements] =
+        HWY_DYNAMIC_DISPATCH(SumSquares)(x.data<float>() + begin, end - begin);
   });
   double total = 0;
-  for (const double sum : sums) {
+  for (const float sum : sums) {
     total += sum;
   }
   out.data<float>()[0] = static_cast<float>(total);
 }
 
 }  // namespace wick::cpu
+
+#endif  // HWY_ONCE

@@ -1,54 +1,309 @@
-// Row-wise and element-wise kernels.
+// Row-wise and element-wise kernels: ranges of rows or elements are tasks.
 #include "wick/backend/cpu/rowwise.h"
 
-#include <cmath>
-#include <cstring>
+#include "wick/backend/cpu/simd_targets.h"
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "wick/backend/cpu/rowwise.cpp"
+#include <hwy/foreach_target.h>
+// After foreach_target.h:
+#include <hwy/highway.h>
+
+#include "wick/backend/cpu/simd_inl.h"
 #include "wick/base/random.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace wick::cpu::HWY_NAMESPACE {
+
+// Calls body(offset, load function, store function) for each vector of [0, count). The functions
+// move a whole vector, or in the last step what is left, between memory and a register.
+template <class Body>
+HWY_INLINE void for_vectors(int64_t count, const Body& body) {
+  const DF d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    body(
+        i, [&](const auto* from) HWY_ATTR { return load(d, from + i); },
+        [&](VF value, float* to) HWY_ATTR { store(d, value, to + i); });
+  }
+  if (i < count) {
+    const size_t rest = count - i;
+    body(
+        i, [&](const auto* from) HWY_ATTR { return load_part(d, from + i, rest); },
+        [&](VF value, float* to) HWY_ATTR { store_part(d, value, to + i, rest); });
+  }
+}
+
+template <class Weight>
+HWY_INLINE void rms_norm_rows(const float* x, const Weight* weight, float eps, int64_t T, int64_t C,
+                              float* y, float* rstd) {
+  const DF d;
+  for (int64_t t = 0; t < T; ++t, x += C, y += C) {
+    VF squares = hn::Zero(d);
+    for_vectors(C, [&](int64_t, const auto& get, const auto&) HWY_ATTR {
+      const VF value = get(x);
+      squares = hn::MulAdd(value, value, squares);
+    });
+    const float scale = 1.0F / __builtin_sqrtf(sum_of(d, squares) / static_cast<float>(C) + eps);
+    const VF scales = hn::Set(d, scale);
+    for_vectors(C, [&](int64_t, const auto& get, const auto& put)
+                       HWY_ATTR { put(hn::Mul(hn::Mul(get(x), scales), get(weight)), y); });
+    if (rstd != nullptr) {
+      rstd[t] = scale;
+    }
+  }
+}
+
+template <class Weight>
+HWY_INLINE void rms_norm_backward_rows(const float* x, const Weight* weight, const float* rstd,
+                                       const float* dy, bool accumulate, int64_t T, int64_t C,
+                                       float* dx) {
+  const DF d;
+  for (int64_t t = 0; t < T; ++t, x += C, dy += C, dx += C) {
+    VF products = hn::Zero(d);
+    for_vectors(C, [&](int64_t, const auto& get, const auto&) HWY_ATTR {
+      products = hn::MulAdd(hn::Mul(get(weight), get(dy)), get(x), products);
+    });
+    const float scale = rstd[t];
+    const float mean = sum_of(d, products) / static_cast<float>(C);
+    const VF scales = hn::Set(d, scale);
+    const VF pull = hn::Set(d, scale * scale * scale * mean);
+    for_vectors(C, [&](int64_t, const auto& get, const auto& put) HWY_ATTR {
+      const VF straight = hn::Mul(hn::Mul(scales, get(weight)), get(dy));
+      const VF gradient = hn::NegMulAdd(pull, get(x), straight);
+      put(accumulate ? hn::Add(get(dx), gradient) : gradient, dx);
+    });
+  }
+}
+
+// One instance a weight type, since what is exported is no template.
+#define WICK_RMS_NORM(Weight)                                                                 \
+  void RmsNorm##Weight(const float* x, const Weight* weight, float eps, int64_t T, int64_t C, \
+                       float* y, float* rstd) {                                               \
+    rms_norm_rows(x, weight, eps, T, C, y, rstd);                                             \
+  }                                                                                           \
+  void RmsNormBackward##Weight(const float* x, const Weight* weight, const float* rstd,       \
+                               const float* dy, bool accumulate, int64_t T, int64_t C,        \
+                               float* dx) {                                                   \
+    rms_norm_backward_rows(x, weight, rstd, dy, accumulate, T, C, dx);                        \
+  }
+WICK_RMS_NORM(float)
+WICK_RMS_NORM(Bf16)
+WICK_RMS_NORM(F16)
+#undef WICK_RMS_NORM
+
+// dweight[c] += sum_t dy x rstd for the columns [0, columns).
+void RmsNormWeightGradient(const float* x, const float* rstd, const float* dy, int64_t T, int64_t C,
+                           int64_t columns, float* dweight) {
+  const DF d;
+  for (int64_t t = 0; t < T; ++t, x += C, dy += C) {
+    const VF scale = hn::Set(d, rstd[t]);
+    for_vectors(columns, [&](int64_t, const auto& get, const auto& put) HWY_ATTR {
+      put(hn::MulAdd(hn::Mul(get(dy), get(x)), scale, get(dweight)), dweight);
+    });
+  }
+}
+
+struct ActivatedVectors {
+  VF value, slope;
+};
+
+// gelu's tanh form is x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
+template <bool kGelu>
+HWY_INLINE ActivatedVectors activate(DF d, VF x) {
+  const VF one = hn::Set(d, 1.0F);
+  if constexpr (!kGelu) {
+    const VF gate = sigmoid(d, x);
+    const VF value = hn::Mul(x, gate);
+    return {value, hn::MulAdd(value, hn::Sub(one, gate), gate)};
+  }
+  const VF square = hn::Mul(x, x);
+  const VF u2 = hn::Mul(hn::Mul(x, hn::Set(d, 2 * 0.7978845608F)),
+                        hn::MulAdd(square, hn::Set(d, 0.044715F), one));
+  const VF u2_slope =
+      hn::Mul(hn::Set(d, 2 * 0.7978845608F), hn::MulAdd(square, hn::Set(d, 3 * 0.044715F), one));
+  const VF gate = sigmoid(d, u2);
+  const VF value = hn::Mul(x, gate);
+  return {value, hn::MulAdd(hn::Mul(value, hn::Sub(one, gate)), u2_slope, gate)};
+}
+
+template <bool kGelu>
+HWY_INLINE void gate_range(const float* g, const float* u, int64_t count, float* h) {
+  const DF d;
+  for_vectors(count, [&](int64_t, const auto& get, const auto& put)
+                         HWY_ATTR { put(hn::Mul(activate<kGelu>(d, get(g)).value, get(u)), h); });
+}
+
+template <bool kGelu>
+HWY_INLINE void gate_backward_range(const float* g, const float* u, const float* dh, int64_t count,
+                                    float* dg, float* du) {
+  const DF d;
+  for_vectors(count, [&](int64_t, const auto& get, const auto& put) HWY_ATTR {
+    const ActivatedVectors activated = activate<kGelu>(d, get(g));
+    const VF d_h = get(dh);
+    const VF d_g = hn::Mul(hn::Mul(d_h, get(u)), activated.slope);
+    put(d_g, dg);  // u is read by now: du may be u
+    put(hn::Mul(d_h, activated.value), du);
+  });
+}
+
+void Gate(const float* g, const float* u, bool gelu, int64_t count, float* h) {
+  gelu ? gate_range<true>(g, u, count, h) : gate_range<false>(g, u, count, h);
+}
+
+void GateBackward(const float* g, const float* u, const float* dh, bool gelu, int64_t count,
+                  float* dg, float* du) {
+  gelu ? gate_backward_range<true>(g, u, dh, count, dg, du)
+       : gate_backward_range<false>(g, u, dh, count, dg, du);
+}
+
+void Add(const float* a, const float* b, int64_t count, float* y) {
+  for_vectors(count, [&](int64_t, const auto& get, const auto& put)
+                         HWY_ATTR { put(hn::Add(get(a), get(b)), y); });
+}
+
+void WidenBf16(const Bf16* x, int64_t count, float* y) {
+  for_vectors(count, [&](int64_t, const auto& get, const auto& put) HWY_ATTR { put(get(x), y); });
+}
+
+void WidenF16(const F16* x, int64_t count, float* y) {
+  for_vectors(count, [&](int64_t, const auto& get, const auto& put) HWY_ATTR { put(get(x), y); });
+}
+
+void NarrowToBf16(const float* x, int64_t count, Bf16* y) {
+  const DF d;
+  const hn::RebindToUnsigned<DF> d32;
+  const hn::Rebind<uint16_t, DF> d16;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const VF value = hn::LoadU(d, x + i);
+    const auto bits = hn::BitCast(d32, value);
+    const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1));
+    const auto even = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(d32, 0x7FFF))));
+    const auto quiet = hn::Or(hn::ShiftRight<16>(bits), hn::Set(d32, 0x40));
+    const auto is_nan = hn::RebindMask(d32, hn::IsNaN(value));
+    const auto narrow = hn::TruncateTo(d16, hn::IfThenElse(is_nan, quiet, even));
+    hn::StoreU(narrow, d16, reinterpret_cast<uint16_t*>(y + i));
+  }
+  for (; i < count; ++i) {
+    y[i].bits = f32_to_bf16(x[i]);
+  }
+}
+
+void NarrowToF16(const float* x, int64_t count, F16* y) {
+  int64_t i = 0;
+#if WICK_SIMD_MASKS  // F16C rounds to nearest even, subnormals included
+  const DF d;
+  const hn::Rebind<hwy::float16_t, DF> half;
+  const hn::Rebind<uint16_t, DF> d16;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  for (; i + lanes <= count; i += lanes) {
+    const auto narrow = hn::DemoteTo(half, hn::LoadU(d, x + i));
+    hn::StoreU(hn::BitCast(d16, narrow), d16, reinterpret_cast<uint16_t*>(y + i));
+  }
+#endif
+  for (; i < count; ++i) {
+    y[i].bits = f32_to_f16(x[i]);
+  }
+}
+
+// Multiplies by the scale where the word of random bits reaches the threshold.
+void ApplyDropout(const float* x, const uint32_t* words, float probability, int64_t count,
+                  float* y) {
+  const DF d;
+  const hn::RebindToSigned<DF> integer;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const VF scale = hn::Set(d, 1.0F / (1.0F - probability));
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto word = hn::BitCast(integer, hn::LoadU(hn::RebindToUnsigned<DF>(), words + i));
+    const auto top = hn::And(hn::ShiftRight<8>(word), hn::Set(integer, 0xFFFFFF));
+    const VF uniform = hn::Mul(hn::ConvertTo(d, top), hn::Set(d, 0x1p-24F));
+    const auto keep = hn::Ge(uniform, hn::Set(d, probability));
+    hn::StoreU(hn::IfThenElseZero(keep, hn::Mul(hn::LoadU(d, x + i), scale)), d, y + i);
+  }
+  for (; i < count; ++i) {
+    const float uniform = static_cast<float>(words[i] >> 8) * 0x1p-24F;
+    y[i] = uniform >= probability ? x[i] * (1.0F / (1.0F - probability)) : 0.0F;
+  }
+}
+
+}  // namespace wick::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+
+#include <cstring>
 
 namespace wick::cpu {
 
+HWY_EXPORT(RmsNormfloat);
+HWY_EXPORT(RmsNormBf16);
+HWY_EXPORT(RmsNormF16);
+HWY_EXPORT(RmsNormBackwardfloat);
+HWY_EXPORT(RmsNormBackwardBf16);
+HWY_EXPORT(RmsNormBackwardF16);
+HWY_EXPORT(RmsNormWeightGradient);
+HWY_EXPORT(Gate);
+HWY_EXPORT(GateBackward);
+HWY_EXPORT(Add);
+HWY_EXPORT(WidenBf16);
+HWY_EXPORT(WidenF16);
+HWY_EXPORT(NarrowToBf16);
+HWY_EXPORT(NarrowToF16);
+HWY_EXPORT(ApplyDropout);
+
 namespace {
 
-constexpr int64_t kTaskElements = 8192;
+constexpr int64_t kTaskElements = 16384;
 
-float load(const Tensor& x, int64_t i) {
-  switch (x.dtype()) {
-    case DType::bf16:
-      return bf16_to_f32(x.data<uint16_t>()[i]);
-    case DType::f16:
-      return f16_to_f32(x.data<uint16_t>()[i]);
-    default:
-      return x.data<float>()[i];
-  }
+// Overloads by the stored type, for with_elements.
+void norm_rows(const float* x, const float* weight, float eps, int64_t T, int64_t C, float* y,
+               float* rstd) {
+  HWY_DYNAMIC_DISPATCH(RmsNormfloat)(x, weight, eps, T, C, y, rstd);
+}
+void norm_rows(const float* x, const Bf16* weight, float eps, int64_t T, int64_t C, float* y,
+               float* rstd) {
+  HWY_DYNAMIC_DISPATCH(RmsNormBf16)(x, weight, eps, T, C, y, rstd);
+}
+void norm_rows(const float* x, const F16* weight, float eps, int64_t T, int64_t C, float* y,
+               float* rstd) {
+  HWY_DYNAMIC_DISPATCH(RmsNormF16)(x, weight, eps, T, C, y, rstd);
 }
 
-void store(const Tensor& x, int64_t i, float value) {
-  switch (x.dtype()) {
-    case DType::bf16:
-      x.data<uint16_t>()[i] = f32_to_bf16(value);
-      break;
-    case DType::f16:
-      x.data<uint16_t>()[i] = f32_to_f16(value);
-      break;
-    default:
-      x.data<float>()[i] = value;
-  }
+void norm_rows_backward(const float* x, const float* weight, const float* rstd, const float* dy,
+                        bool accumulate, int64_t T, int64_t C, float* dx) {
+  HWY_DYNAMIC_DISPATCH(RmsNormBackwardfloat)(x, weight, rstd, dy, accumulate, T, C, dx);
+}
+void norm_rows_backward(const float* x, const Bf16* weight, const float* rstd, const float* dy,
+                        bool accumulate, int64_t T, int64_t C, float* dx) {
+  HWY_DYNAMIC_DISPATCH(RmsNormBackwardBf16)(x, weight, rstd, dy, accumulate, T, C, dx);
+}
+void norm_rows_backward(const float* x, const F16* weight, const float* rstd, const float* dy,
+                        bool accumulate, int64_t T, int64_t C, float* dx) {
+  HWY_DYNAMIC_DISPATCH(RmsNormBackwardF16)(x, weight, rstd, dy, accumulate, T, C, dx);
 }
 
-struct Activated {
-  float value, slope;
-};
+void widen(const float* x, int64_t count, float* y) {
+  std::memcpy(y, x, count * sizeof(float));
+}
+void widen(const Bf16* x, int64_t count, float* y) {
+  HWY_DYNAMIC_DISPATCH(WidenBf16)(x, count, y);
+}
+void widen(const F16* x, int64_t count, float* y) {
+  HWY_DYNAMIC_DISPATCH(WidenF16)(x, count, y);
+}
 
-Activated activate(float x, Activation activation) {
-  if (activation == Activation::silu) {
-    const float gate = 1.0F / (1.0F + std::exp(-x));
-    return {x * gate, gate * (1.0F + x * (1.0F - gate))};
-  }
-  const float inner = 0.7978845608F * (x + 0.044715F * x * x * x);
-  const float slope = 0.7978845608F * (1.0F + 3 * 0.044715F * x * x);
-  const float gate = 1.0F / (1.0F + std::exp(-2.0F * inner));
-  return {x * gate, gate + x * gate * (1.0F - gate) * 2.0F * slope};
+void narrow(const float* x, int64_t count, float* y) {
+  std::memcpy(y, x, count * sizeof(float));
+}
+void narrow(const float* x, int64_t count, Bf16* y) {
+  HWY_DYNAMIC_DISPATCH(NarrowToBf16)(x, count, y);
+}
+void narrow(const float* x, int64_t count, F16* y) {
+  HWY_DYNAMIC_DISPATCH(NarrowToF16)(x, count, y);
 }
 
 }  // namespace
@@ -56,21 +311,11 @@ Activated activate(float x, Activation activation) {
 void rms_norm(const Context& context, const Tensor& x, const Tensor& weight, float eps,
               const Tensor& y, const Tensor& rstd) {
   const int64_t C = x.columns();
-  for_ranges(context, x.rows(), rows_of(kTaskElements, C), [&](int64_t t0, int64_t t1) {
-    for (int64_t t = t0; t < t1; ++t) {
-      const float* x_row = x.data<float>() + t * C;
-      float squares = 0;
-      for (int64_t c = 0; c < C; ++c) {
-        squares += x_row[c] * x_row[c];
-      }
-      const float scale = 1.0F / std::sqrt(squares / static_cast<float>(C) + eps);
-      for (int64_t c = 0; c < C; ++c) {
-        y.data<float>()[t * C + c] = x_row[c] * scale * load(weight, c);
-      }
-      if (rstd) {
-        rstd.data<float>()[t] = scale;
-      }
-    }
+  for_ranges(context, x.rows(), rows_of(kTaskElements, C), [&](int64_t begin, int64_t end) {
+    with_elements(weight, [&](const auto* weights) {
+      norm_rows(x.data<float>() + begin * C, weights, eps, end - begin, C,
+                y.data<float>() + begin * C, rstd ? rstd.data<float>() + begin : nullptr);
+    });
   });
 }
 
@@ -81,59 +326,43 @@ void rms_norm_backward(const Context& context, const RmsNormResults& forward, bo
   const float* x = forward.x.data<float>();
   const float* dy = forward.dy.data<float>();
   const float* rstd = forward.rstd.data<float>();
-  if (dweight) {  // before dx, which may be dy
-    for_ranges(context, C, 64, [&](int64_t c0, int64_t c1) {
-      for (int64_t t = 0; t < T; ++t) {
-        for (int64_t c = c0; c < c1; ++c) {
-          dweight.data<float>()[c] += dy[t * C + c] * x[t * C + c] * rstd[t];
-        }
-      }
+  if (dweight) {
+    for_ranges(context, C, 256, [&](int64_t begin, int64_t end) {
+      HWY_DYNAMIC_DISPATCH(RmsNormWeightGradient)
+      (x + begin, rstd, dy + begin, T, C, end - begin, dweight.data<float>() + begin);
     });
   }
-  for_ranges(context, T, rows_of(kTaskElements, C), [&](int64_t t0, int64_t t1) {
-    for (int64_t t = t0; t < t1; ++t) {
-      const float scale = rstd[t];
-      float mean = 0;
-      for (int64_t c = 0; c < C; ++c) {
-        mean += load(forward.weight, c) * dy[t * C + c] * x[t * C + c];
-      }
-      mean /= static_cast<float>(C);
-      for (int64_t c = 0; c < C; ++c) {
-        const int64_t i = t * C + c;
-        const float gradient =
-            scale * (load(forward.weight, c) * dy[i] - x[i] * scale * scale * mean);
-        dx.data<float>()[i] = accumulate ? dx.data<float>()[i] + gradient : gradient;
-      }
-    }
+  for_ranges(context, T, rows_of(kTaskElements, C), [&](int64_t begin, int64_t end) {
+    with_elements(forward.weight, [&](const auto* weights) {
+      norm_rows_backward(x + begin * C, weights, rstd + begin, dy + begin * C, accumulate,
+                         end - begin, C, dx.data<float>() + begin * C);
+    });
   });
 }
 
 void gate(const Context& context, const Tensor& g, const Tensor& u, Activation activation,
           const Tensor& h) {
+  const bool gelu = activation == Activation::gelu_tanh;
   for_ranges(context, g.elements(), kTaskElements, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      h.data<float>()[i] = activate(g.data<float>()[i], activation).value * u.data<float>()[i];
-    }
+    HWY_DYNAMIC_DISPATCH(Gate)
+    (g.data<float>() + begin, u.data<float>() + begin, gelu, end - begin, h.data<float>() + begin);
   });
 }
 
 void gate_backward(const Context& context, const Tensor& g, const Tensor& u, const Tensor& dh,
                    Activation activation, const Tensor& dg, const Tensor& du) {
+  const bool gelu = activation == Activation::gelu_tanh;
   for_ranges(context, g.elements(), kTaskElements, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Activated activated = activate(g.data<float>()[i], activation);
-      const float d_h = dh.data<float>()[i];
-      dg.data<float>()[i] = d_h * u.data<float>()[i] * activated.slope;
-      du.data<float>()[i] = d_h * activated.value;
-    }
+    HWY_DYNAMIC_DISPATCH(GateBackward)
+    (g.data<float>() + begin, u.data<float>() + begin, dh.data<float>() + begin, gelu, end - begin,
+     dg.data<float>() + begin, du.data<float>() + begin);
   });
 }
 
 void add(const Context& context, const Tensor& a, const Tensor& b, const Tensor& y) {
   for_ranges(context, y.elements(), kTaskElements, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      y.data<float>()[i] = a.data<float>()[i] + b.data<float>()[i];
-    }
+    HWY_DYNAMIC_DISPATCH(Add)
+    (a.data<float>() + begin, b.data<float>() + begin, end - begin, y.data<float>() + begin);
   });
 }
 
@@ -145,32 +374,49 @@ void fill(const Context& context, float value, const Tensor& y) {
 
 void cast(const Context& context, const Tensor& x, const Tensor& y) {
   for_ranges(context, y.elements(), kTaskElements, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      store(y, i, load(x, i));
+    const int64_t count = end - begin;
+    if (x.dtype() == y.dtype()) {
+      const size_t size = size_of(x.dtype());
+      std::memcpy(static_cast<std::byte*>(y.address()) + begin * size,
+                  static_cast<const std::byte*>(x.address()) + begin * size, count * size);
+    } else if (x.dtype() == DType::f32) {
+      with_elements(y, [&](auto* to) { narrow(x.data<float>() + begin, count, to + begin); });
+    } else if (y.dtype() == DType::f32) {
+      with_elements(x, [&](auto* from) { widen(from + begin, count, y.data<float>() + begin); });
+    } else {
+      const Scratch wide(context.scratch, count);
+      with_elements(x, [&](auto* from) { widen(from + begin, count, wide.data()); });
+      with_elements(y, [&](auto* to) { narrow(wide.data(), count, to + begin); });
     }
   });
 }
 
 void dropout(const Context& context, const Tensor& x, const DropoutArgs& args, const Tensor& y) {
   const Random random(args.seed, args.stream);
-  const float scale = 1.0F / (1.0F - args.probability);
   for_ranges(context, y.elements(), kTaskElements, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const bool keep = random.uniform(i) >= args.probability;
-      y.data<float>()[i] = keep ? x.data<float>()[i] * scale : 0.0F;
+    constexpr int64_t kWords = 1024;
+    static_assert(kTaskElements % kWords == 0 && kWords % 4 == 0);
+    uint32_t words[kWords];
+    for (int64_t first = begin; first < end; first += kWords) {
+      const int64_t count = std::min(kWords, end - first);
+      for (int64_t i = 0; i < count; i += 4) {
+        const std::array<uint32_t, 4> block = random.block((first + i) / 4);
+        std::memcpy(words + i, block.data(), sizeof(block));
+      }
+      HWY_DYNAMIC_DISPATCH(ApplyDropout)
+      (x.data<float>() + first, words, args.probability, count, y.data<float>() + first);
     }
   });
 }
 
 void gather_rows(const Context& context, const Tensor& table, const Tensor& ids, const Tensor& y) {
   const int64_t C = table.columns();
-  for_ranges(context, ids.elements(), rows_of(kTaskElements, C), [&](int64_t t0, int64_t t1) {
-    for (int64_t t = t0; t < t1; ++t) {
-      const int64_t from = ids.data<int32_t>()[t] * C;
-      for (int64_t c = 0; c < C; ++c) {
-        y.data<float>()[t * C + c] = load(table, from + c);
+  for_ranges(context, ids.elements(), rows_of(kTaskElements, C), [&](int64_t begin, int64_t end) {
+    with_elements(table, [&](const auto* rows) {
+      for (int64_t t = begin; t < end; ++t) {
+        widen(rows + ids.data<int32_t>()[t] * C, C, y.data<float>() + t * C);
       }
-    }
+    });
   });
 }
 
@@ -178,14 +424,14 @@ void scatter_add_rows(const Context& context, const Tensor& x, const Tensor& ids
                       const Tensor& table) {
   const int64_t T = ids.elements();
   const int64_t C = table.columns();
-  for_ranges(context, C, 64, [&](int64_t c0, int64_t c1) {
+  for_ranges(context, C, 256, [&](int64_t begin, int64_t end) {
     for (int64_t t = 0; t < T; ++t) {
-      const int64_t to = ids.data<int32_t>()[t] * C;
-      for (int64_t c = c0; c < c1; ++c) {
-        table.data<float>()[to + c] += x.data<float>()[t * C + c];
-      }
+      float* sums = table.data<float>() + ids.data<int32_t>()[t] * C + begin;
+      HWY_DYNAMIC_DISPATCH(Add)(sums, x.data<float>() + t * C + begin, end - begin, sums);
     }
   });
 }
 
 }  // namespace wick::cpu
+
+#endif  // HWY_ONCE

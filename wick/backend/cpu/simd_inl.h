@@ -120,7 +120,8 @@ HWY_INLINE float max_of(DF d, VF v) {
 // e^x to 2 ulp (Cephes, expf). Below -87.3 it is 0, above 88.3 infinity; NaN stays NaN.
 HWY_INLINE VF exp(DF d, VF x) {
   const hn::RebindToSigned<DF> integer;
-  const VF bounded = hn::Min(hn::Set(d, 89.0F), x);  // in this order x86 keeps NaN
+  const VF most = hn::Set(d, 89.0F);
+  const VF bounded = hn::IfThenElse(hn::Gt(x, most), most, x);  // Min may lose NaN
   const auto n = hn::NearestInt(hn::Mul(bounded, hn::Set(d, 1.44269504088896341F)));
   const VF whole = hn::ConvertTo(d, n);
   VF r = hn::NegMulAdd(whole, hn::Set(d, 0.693359375F), bounded);
