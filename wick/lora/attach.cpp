@@ -101,8 +101,7 @@ std::string names_available(std::span<LinearLayer* const> layers) {
   return text;
 }
 
-std::vector<Target> select(std::span<LinearLayer* const> layers, const AdapterConfig& config,
-                           const AdapterRules& rules) {
+std::vector<Target> select(std::span<LinearLayer* const> layers, const AdapterRules& rules) {
   std::vector<Target> targets;
   for (LinearLayer* layer : layers) {
     if (rules.targets(layer->name)) {
@@ -239,7 +238,7 @@ AttachedAdapter attach_new(Backend& backend, std::span<LinearLayer* const> layer
                            const AdapterConfig& config, uint64_t seed) {
   const AdapterRules rules(config, "LoRA");
   check_names_match(layers, config.target_modules);
-  const std::vector<Target> targets = select(layers, config, rules);
+  const std::vector<Target> targets = select(layers, rules);
   check(!targets.empty(),
         "target modules: they select no layer; there are {} (or write all-linear)",
         names_available(layers));
