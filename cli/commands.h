@@ -6,4 +6,8 @@
 
 #include <CLI/CLI.hpp>
 
-namespace wick {}  // namespace wick
+namespace wick {
+
+void add_merge(CLI::App& app);
+
+}  // namespace wick

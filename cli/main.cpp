@@ -17,7 +17,7 @@ namespace {
 using AddVerb = void (*)(CLI::App&);
 
 // The verbs, in the order of `wick --help`.
-const std::vector<AddVerb> kVerbs = {};
+const std::vector<AddVerb> kVerbs = {add_merge};
 
 constexpr const char* kQuickStart =
     "Quick start:\n"
