@@ -1,0 +1,313 @@
+// The training loop.
+#include "wick/train/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "wick/base/error.h"
+#include "wick/base/log.h"
+#include "wick/train/evaluate.h"
+#include "wick/train/plan.h"
+#include "wick/train/step.h"
+#include "wick/train/train_state.h"
+#include "wick/train/trained_weights.h"
+
+namespace wick {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// Sums over some steps of this process.
+struct Work {
+  StepTotals totals;
+  double seconds = 0;  // of training alone
+
+  void add(const Work& other) {
+    totals.loss_sum += other.totals.loss_sum;
+    totals.tokens += other.totals.tokens;
+    totals.target_tokens += other.totals.target_tokens;
+    seconds += other.seconds;
+  }
+};
+
+double mean_loss(double sum, int64_t target_tokens) {
+  return sum / static_cast<double>(target_tokens);
+}
+
+void check_context(const Decoder& decoder, const Dataset& data) {
+  const int64_t context = decoder.config().max_positions;
+  size_t longest = 0;
+  for (const Sample& sample : data.samples) {
+    longest = std::max(longest, sample.ids.size());
+  }
+  check(static_cast<int64_t>(longest) <= context,
+        "a sample is {} tokens long, the model's context is {}; use --max-length {} to cut samples",
+        longest, context, context);
+}
+
+class Trainer {
+ public:
+  Trainer(Bundle& bundle, const TrainData& data, const TrainOptions& options, Reporter& reporter);
+  TrainResult run();
+
+ private:
+  void resume();
+  int64_t all_parameters() const;
+  void announce();
+  Work run_step();
+  double gradient_norm();
+  void apply_gradients(double norm);
+  void check_finite(double value, const char* what) const;
+  Metrics metrics_of(const Work& work, double loss) const;
+  double report();
+  Validation validate(const char* set, const Dataset& data);
+  void save();
+
+  Decoder& decoder_;
+  Backend& backend_;
+  const TrainData& data_;
+  const TrainOptions& options_;
+  Reporter& reporter_;
+  RunFolder folder_;
+  std::unique_ptr<TrainedWeights> weights_;
+  AdamW optimizer_;
+  Batcher batcher_;
+  Schedule schedule_;
+  Tensor square_sum_;  // f32 [1]
+
+  TrainState state_;
+  int64_t saved_step_ = -1;
+  std::optional<MetricsFile> metrics_file_;
+  Work since_report_;
+  Work whole_;
+  double last_norm_ = 0;
+  double last_rate_ = 0;
+  Clock::time_point start_ = Clock::now();
+};
+
+std::unique_ptr<TrainedWeights> weights_to_train(Bundle& bundle, const TrainOptions& options) {
+  if (options.type == TrainType::full) {
+    return train_all_weights(bundle, options.saved_dtype);
+  }
+  return train_adapter(bundle, options.adapter, options.seed);
+}
+
+Trainer::Trainer(Bundle& bundle, const TrainData& data, const TrainOptions& options,
+                 Reporter& reporter)
+    : decoder_(*bundle.decoder),
+      backend_(decoder_.backend()),
+      data_(data),
+      options_(options),
+      reporter_(reporter),
+      folder_(options.output, options.start),
+      weights_(weights_to_train(bundle, options)),
+      optimizer_(backend_, weights_->values(), weights_->gradients(),
+                 weights_->groups(static_cast<float>(options.weight_decay)), options.adam),
+      batcher_(data.train.samples, batch_options_of(options)),
+      schedule_(plan_schedule(options, batcher_)),
+      square_sum_(backend_.allocate({1}, DType::f32)) {
+  state_.identity = identity_of(options, data.train, weights_->values().elements());
+  if (folder_.resumes()) {
+    resume();
+  }
+  metrics_file_.emplace(folder_.metrics_file(), state_.step);
+}
+
+void Trainer::resume() {
+  state_ = load_train_state(
+      backend_, folder_.state_file(), state_.identity,
+      {optimizer_.values(), optimizer_.first_moment(), optimizer_.second_moment()});
+  batcher_.seek(state_.cursor);
+  saved_step_ = state_.step;
+}
+
+int64_t Trainer::all_parameters() const {
+  int64_t count = options_.type == TrainType::full ? 0 : weights_->parameters();
+  for (const Parameter* parameter : decoder_.parameters()) {
+    count += parameter->value.elements();
+  }
+  return count;
+}
+
+void Trainer::announce() {
+  TrainPlan plan;
+  plan.what = weights_->describe();
+  plan.trainable_parameters = weights_->parameters();
+  plan.all_parameters = all_parameters();
+  plan.first_step = state_.step;
+  plan.total_steps = schedule_.total_steps;
+  plan.epochs =
+      static_cast<double>(schedule_.total_steps) / static_cast<double>(batcher_.steps_in_epoch(0));
+  plan.samples = static_cast<int64_t>(data_.train.samples.size());
+  plan.warmup_steps = schedule_.warmup_steps;
+  plan.learning_rate = options_.learning_rate;
+  plan.schedule = name_of(schedule_.decay);
+  reporter_.on_start(plan);
+}
+
+void Trainer::check_finite(double value, const char* what) const {
+  if (std::isfinite(value)) {
+    return;
+  }
+  const std::string kept = saved_step_ < 0 ? "nothing had been saved yet"
+                                           : fmt::format("what step {} saved in {} is kept",
+                                                         saved_step_, folder_.path().string());
+  fail(
+      "step {}: the {} is {}; training stops, {}. A lower --learning-rate or a longer warm-up may "
+      "help",
+      state_.step + 1, what, std::isnan(value) ? "not a number" : "infinite", kept);
+}
+
+double Trainer::gradient_norm() {
+  optimizer_.sum_squares_of_gradients(square_sum_);
+  float sum = 0;
+  backend_.download(square_sum_, std::as_writable_bytes(std::span(&sum, 1)));
+  return std::sqrt(static_cast<double>(sum));
+}
+
+void Trainer::apply_gradients(double norm) {
+  last_norm_ = norm;
+  last_rate_ = options_.learning_rate * schedule_.factor(state_.step);
+  optimizer_.step(state_.step + 1, static_cast<float>(last_rate_),
+                  clip_factor(norm, options_.max_gradient_norm));
+}
+
+Work Trainer::run_step() {
+  const Clock::time_point start = Clock::now();
+  const std::vector<MicroBatch> batches = batcher_.next_step();
+  optimizer_.clear_gradients();
+  Work work;
+  work.totals = run_micro_batches(
+      decoder_, batches,
+      {.training = true, .seed = options_.seed, .step = state_.step * options_.accumulation});
+  check_finite(work.totals.loss_sum, "loss");
+  const double norm = gradient_norm();
+  check_finite(norm, "gradient norm");
+  apply_gradients(norm);
+
+  ++state_.step;
+  state_.cursor = batcher_.cursor();
+  state_.tokens += work.totals.tokens;
+  state_.target_tokens += work.totals.target_tokens;
+  state_.window_loss_sum += work.totals.loss_sum;
+  state_.window_target_tokens += work.totals.target_tokens;
+  work.seconds = seconds_since(start);
+  return work;
+}
+
+Metrics Trainer::metrics_of(const Work& work, double loss) const {
+  Metrics metrics;
+  metrics.step = state_.step;
+  metrics.total_steps = schedule_.total_steps;
+  metrics.epoch =
+      static_cast<double>(state_.cursor.epoch) +
+      static_cast<double>(state_.cursor.position) / static_cast<double>(data_.train.samples.size());
+  metrics.loss = loss;
+  metrics.learning_rate = last_rate_;
+  metrics.gradient_norm = last_norm_;
+  const double seconds = std::max(work.seconds, 1e-9);
+  metrics.tokens_per_second = static_cast<double>(work.totals.tokens) / seconds;
+  metrics.target_tokens_per_second = static_cast<double>(work.totals.target_tokens) / seconds;
+  metrics.tokens = state_.tokens;
+  metrics.target_tokens = state_.target_tokens;
+  metrics.seconds = seconds_since(start_);
+  metrics.peak_backend_bytes = backend_.memory().peak_bytes;
+  metrics.peak_process_bytes = peak_process_bytes();
+  return metrics;
+}
+
+double Trainer::report() {
+  const double loss = mean_loss(state_.window_loss_sum, state_.window_target_tokens);
+  const Metrics metrics = metrics_of(since_report_, loss);
+  metrics_file_->append(metrics);
+  reporter_.on_report(metrics);
+  since_report_ = {};
+  state_.window_loss_sum = 0;
+  state_.window_target_tokens = 0;
+  return loss;
+}
+
+Validation Trainer::validate(const char* set, const Dataset& data) {
+  const Evaluation evaluation = evaluate(decoder_, data.samples);
+  Validation validation;
+  validation.set = set;
+  validation.step = state_.step;
+  validation.loss = evaluation.loss;
+  validation.perplexity = evaluation.perplexity;
+  validation.target_tokens = evaluation.target_tokens;
+  validation.seconds = evaluation.seconds;
+  metrics_file_->append(validation);
+  reporter_.on_validation(validation);
+  return validation;
+}
+
+void Trainer::save() {
+  weights_->save(folder_.path());
+  save_train_state(backend_, folder_.state_file(), state_,
+                   {optimizer_.values(), optimizer_.first_moment(), optimizer_.second_moment()});
+  metrics_file_->write_chart(folder_.chart_file());
+  saved_step_ = state_.step;
+  reporter_.on_saved(state_.step, folder_.path());
+}
+
+TrainResult Trainer::run() {
+  const auto due = [&](int64_t every) { return every > 0 && state_.step % every == 0; };
+  backend_.reset_peak_memory();
+  announce();
+  TrainResult result;
+  while (state_.step < schedule_.total_steps && !result.interrupted) {
+    const Work work = run_step();
+    since_report_.add(work);
+    whole_.add(work);
+    reporter_.on_step(metrics_of(work, mean_loss(work.totals.loss_sum, work.totals.target_tokens)));
+    const bool last = state_.step == schedule_.total_steps;
+    if (last || due(options_.report_every)) {
+      result.loss = report();
+    }
+    if (!last && data_.valid && due(options_.validate_every)) {
+      result.valid = validate("valid", *data_.valid);
+    }
+    result.interrupted = !last && reporter_.should_stop();
+    if (!last && !result.interrupted && due(options_.save_every)) {
+      save();
+    }
+  }
+  if (!result.interrupted) {
+    if (data_.valid) {
+      result.valid = validate("valid", *data_.valid);
+    }
+    if (data_.test) {
+      result.test = validate("test", *data_.test);
+    }
+  }
+  save();
+  const Metrics end = metrics_of(whole_, result.loss);
+  result.step = state_.step;
+  result.seconds = end.seconds;
+  result.tokens_per_second = end.tokens_per_second;
+  result.peak_backend_bytes = end.peak_backend_bytes;
+  result.peak_process_bytes = end.peak_process_bytes;
+  return result;
+}
+
+}  // namespace
+
+TrainResult train(Bundle& bundle, const TrainData& data, const TrainOptions& options,
+                  Reporter& reporter) {
+  check_options(options);
+  for (const Dataset* set :
+       {&data.train, data.valid ? &*data.valid : nullptr, data.test ? &*data.test : nullptr}) {
+    if (set != nullptr) {
+      check_context(*bundle.decoder, *set);
+    }
+  }
+  return Trainer(bundle, data, options, reporter).run();
+}
+
+}  // namespace wick
