@@ -1,6 +1,7 @@
 // The program: a table of verbs, and the only place where errors are caught.
 //
-// Exit status: 0 done; 1 something failed (one line on stderr says what); 2 wrong usage.
+// Exit status: 0 done; 1 something failed (one line on stderr says what); 2 wrong usage; 128 + n
+// ended in good order by signal n.
 #include <csignal>
 #include <exception>
 #include <new>
@@ -17,7 +18,7 @@ namespace {
 using AddVerb = void (*)(CLI::App&);
 
 // The verbs, in the order of `wick --help`.
-const std::vector<AddVerb> kVerbs = {add_merge};
+const std::vector<AddVerb> kVerbs = {add_train, add_merge};
 
 constexpr const char* kQuickStart =
     "Quick start:\n"
@@ -41,6 +42,8 @@ int run(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     // Help and version are "errors" of status 0 to CLI11.
     return app.exit(error) == 0 ? 0 : 2;
+  } catch (const Interrupted& interrupted) {
+    return 128 + interrupted.signal;
   } catch (const OutputClosed&) {
     std::signal(SIGPIPE, SIG_DFL);
     std::raise(SIGPIPE);
