@@ -8,8 +8,6 @@
 
 namespace wick {
 
-namespace wick {
-
 // A signal asked the verb to end, and it has ended in good order: main exits with 128 + signal, as
 // shells do.
 struct Interrupted {
@@ -18,7 +16,5 @@ struct Interrupted {
 
 void add_merge(CLI::App& app);
 void add_train(CLI::App& app);
-
-}  // namespace wick
 
 }  // namespace wick
