@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cmath>
 
 #include "tests/reference/attention.h"
 #include "tests/support/conformance.h"
@@ -99,6 +100,31 @@ TEST_P(Conformance, AttentionAndItsGradient) {
           return std::vector{device_o, device_lse, unaided, device_dq, device_dk, device_dv};
         },
         {o, lse, o, dq, dk, dv});
+  }
+}
+
+TEST_P(Conformance, TokensOutsideEverySpanGetNoGradient) {
+  const std::vector<int32_t> spans = {1, 2, 1, 2};
+  for (const int64_t G : {1, 2}) {
+    for (const auto& backend : backends_) {
+      const Tensor q = upload(*backend, random(4 * 2 * 8), {4, 2, 8});
+      const Tensor k = upload(*backend, random(4 * G * 8), {4, G, 8});
+      const Tensor lse = upload(*backend, Values(8, 1.0), {4, 2});
+      const Tensor dq = poisoned(*backend, {4, 2, 8});
+      const Tensor dk = poisoned(*backend, {4, G, 8});
+      const Tensor dv = poisoned(*backend, {4, G, 8});
+      backend->attention_backward(q, k, k, q, lse, q, upload_ids(*backend, spans, {1, 4}), {}, dq,
+                                  dk, dv);
+      for (const Tensor& gradient : {dq, dk, dv}) {
+        const Values values = test::download(*backend, gradient);
+        const size_t row = values.size() / 4;
+        for (size_t i = 0; i < row; ++i) {
+          ASSERT_EQ(values[i], 0.0);
+          ASSERT_EQ(values[3 * row + i], 0.0);
+          ASSERT_FALSE(std::isnan(values[row + i]));
+        }
+      }
+    }
   }
 }
 
