@@ -14,7 +14,9 @@ struct Interrupted {
   int signal = 0;
 };
 
-void add_merge(CLI::App& app);
 void add_train(CLI::App& app);
+void add_generate(CLI::App& app);
+void add_merge(CLI::App& app);
+void add_logits(CLI::App& app);
 
 }  // namespace wick

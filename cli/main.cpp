@@ -18,7 +18,12 @@ namespace {
 using AddVerb = void (*)(CLI::App&);
 
 // The verbs, in the order of `wick --help`.
-const std::vector<AddVerb> kVerbs = {add_train, add_merge};
+const std::vector<AddVerb> kVerbs = {
+    add_train,
+    add_generate,
+    add_merge,
+    add_logits,
+};
 
 constexpr const char* kQuickStart =
     "Quick start:\n"
@@ -28,11 +33,11 @@ constexpr const char* kQuickStart =
 int run(int argc, char** argv) {
   CLI::App app("wick: fine-tunes and runs LoRA adapters on language models", "wick");
   app.set_version_flag("--version", "wick " WICK_VERSION);
-  app.footer(kQuickStart);
   app.require_subcommand(0, 1);
   for (const AddVerb add_verb : kVerbs) {
     add_verb(app);
   }
+  app.footer(kQuickStart);  // after the verbs, which would inherit it
   try {
     app.parse(argc, argv);
     if (app.get_subcommands().empty()) {
