@@ -1,5 +1,4 @@
-// Uses the installed library as an outsider would: a back end, a product, a model's config, an
-// error.
+// Uses the installed library as an outsider would: a back end, a product, a tokenizer, an error.
 #include <array>
 #include <cstdio>
 #include <filesystem>
@@ -7,7 +6,7 @@
 
 #include "wick/backend/registry.h"
 #include "wick/base/error.h"
-#include "wick/models/model_config.h"
+#include "wick/text/tokenizer.h"
 
 namespace {
 
@@ -26,9 +25,9 @@ float product(wick::Backend& backend) {
   return result;
 }
 
-bool absent_config_is_an_error() {
+bool absent_tokenizer_is_an_error() {
   try {
-    wick::parse_model_config("no/such/config.json");
+    wick::Tokenizer::from_folder("no/such/folder");
   } catch (const wick::Error&) {
     return true;
   }
@@ -39,7 +38,7 @@ bool absent_config_is_an_error() {
 
 int main() {
   const auto backend = wick::make_backend("cpu");
-  const bool good = product(*backend) == 11.0F && absent_config_is_an_error();
+  const bool good = product(*backend) == 11.0F && absent_tokenizer_is_an_error();
   std::puts(good ? "wick is installed and works" : "wick gave a wrong answer");
   return good ? 0 : 1;
 }

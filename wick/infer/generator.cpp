@@ -143,9 +143,13 @@ Generation generate_text(Decoder& decoder, const Tokenizer& tokenizer, std::stri
   if (const auto eos = tokenizer.eos_id()) {
     with_stops.stop_ids.push_back(*eos);
   }
+  const std::vector<int32_t> prompt_ids = encode_prompt(tokenizer, prompt);
   StreamingDecoder stream(tokenizer);
+  for (const int32_t id : prompt_ids) {
+    stream.push(id);  // some tokenizers drop the space before the first word of a text
+  }
   StopFilter filter(options.stop_text, on_text);
-  Generation result = generate(decoder, encode_prompt(tokenizer, prompt), with_stops,
+  Generation result = generate(decoder, prompt_ids, with_stops,
                                [&](int32_t id) { return filter.push(stream.push(id)); });
   if (result.reason != StopReason::caller && filter.push(stream.finish())) {
     filter.finish();
