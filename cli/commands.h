@@ -18,5 +18,6 @@ void add_train(CLI::App& app);
 void add_generate(CLI::App& app);
 void add_merge(CLI::App& app);
 void add_logits(CLI::App& app);
+void add_tokenize(CLI::App& app);
 
 }  // namespace wick
