@@ -148,7 +148,9 @@ void write_safetensors(AtomicFile& file, std::vector<SafetensorsItem> items,
     at += bytes;
     largest = std::max(largest, bytes);
   }
-  std::string text = header.dump();
+  // A name from outside (of a folder, say) may not be UTF-8; that must not keep the file from being
+  // written.
+  std::string text = header.dump(-1, ' ', false, Json::error_handler_t::replace);
   text.resize((text.size() + 7) / 8 * 8, ' ');
   const uint64_t length = text.size();
   file.write(std::as_bytes(std::span(&length, 1)));

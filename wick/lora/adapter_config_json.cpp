@@ -324,7 +324,7 @@ std::string format_adapter_config(const AdapterConfig& config) {
       {"use_rslora", config.use_rslora},
       {"velora_config", nullptr},
   };
-  return object.dump(2) + "\n";
+  return object.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace wick

@@ -1,0 +1,74 @@
+// Ten steps of LoRA training against PEFT and torch's AdamW, see tests/golden/README.md.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tests/support/golden.h"
+#include "tests/support/host_tensor.h"
+#include "wick/backend/registry.h"
+#include "wick/lora/attach.h"
+#include "wick/lora/peft_io.h"
+#include "wick/models/bundle.h"
+#include "wick/train/optimizer.h"
+#include "wick/train/step.h"
+
+namespace wick {
+namespace {
+
+constexpr int kSequences = 4;
+
+// Each sequence as a micro-batch of its own: a step weighs them by their target tokens.
+std::vector<MicroBatch> read_sequences(const SafetensorsFile& recorded) {
+  std::vector<MicroBatch> batches(kSequences);
+  for (int i = 0; i < kSequences; ++i) {
+    Sample sample;
+    sample.ids = test::golden_ids(recorded, "ids." + std::to_string(i));
+    for (const int32_t label : test::golden_ids(recorded, "labels." + std::to_string(i))) {
+      sample.is_target.push_back(label >= 0 ? 1 : 0);
+    }
+    batches[i].add(sample);
+  }
+  return batches;
+}
+
+TEST(TrainGolden, TenStepsAreTorchs) {
+  const std::filesystem::path folder = test::golden_folder("qwen2");
+  const SafetensorsFile recorded(folder / "training.safetensors");
+  const auto setting = [&](const char* name) { return std::stof(recorded.metadata().at(name)); };
+  const auto backend = make_backend("cpu", {.threads = 2});
+  const auto decoder = open_decoder(*backend, folder);
+  const AttachedAdapter attached =
+      attach(*backend, decoder->linears(), read_peft(folder / "adapter"), Trainable::yes);
+  AdamW optimizer(*backend, attached.values, attached.grads,
+                  {{0, attached.values.elements(), 1.0F, setting("weight_decay")}},
+                  {setting("beta1"), setting("beta2"), setting("epsilon")});
+
+  const std::vector<MicroBatch> sequences = read_sequences(recorded);
+  const std::vector<int32_t> order = test::golden_ids(recorded, "order");
+  const std::vector<float> losses = recorded.floats("losses");
+  const std::vector<float> norms = recorded.floats("gradient_norms");
+  const Tensor squares = backend->allocate({1}, DType::f32);
+  for (size_t step = 0; step < losses.size(); ++step) {
+    const std::vector<MicroBatch> batches = {sequences.at(order[2 * step]),
+                                             sequences.at(order[2 * step + 1])};
+    optimizer.clear_gradients();
+    const StepTotals totals = run_micro_batches(*decoder, batches, {.training = true});
+    optimizer.sum_squares_of_gradients(squares);
+    const double norm = std::sqrt(test::to_host(*backend, squares)[0]);
+    EXPECT_NEAR(totals.loss_sum / static_cast<double>(totals.target_tokens), losses[step], 1e-4)
+        << step;
+    EXPECT_NEAR(norm / norms[step], 1.0, 1e-4) << step;
+    optimizer.step(static_cast<int64_t>(step) + 1, setting("learning_rate"),
+                   clip_factor(norm, setting("max_grad_norm")));
+  }
+  for (const AttachedAdapter::Segment& segment : attached.segments) {
+    EXPECT_LT(test::relative_difference(
+                  test::to_host(*backend, attached.values.part(segment.begin, segment.shape)),
+                  recorded.floats("trained." + segment.name)),
+              1e-3)
+        << segment.name;
+  }
+}
+
+}  // namespace
+}  // namespace wick
