@@ -15,6 +15,7 @@ struct Interrupted {
 };
 
 void add_train(CLI::App& app);
+void add_evaluate(CLI::App& app);
 void add_generate(CLI::App& app);
 void add_merge(CLI::App& app);
 void add_logits(CLI::App& app);

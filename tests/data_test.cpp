@@ -4,9 +4,9 @@
 #include <numeric>
 #include <set>
 
+#include "tests/support/message_of.h"
 #include "tests/support/test_data.h"
 #include "tests/support/tiny_model.h"
-#include "wick/base/error.h"
 #include "wick/base/file.h"
 #include "wick/base/log.h"
 #include "wick/data/batcher.h"
@@ -15,15 +15,7 @@
 namespace wick {
 namespace {
 
-template <class Action>
-std::string message_of(Action action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
+using test::message_of;
 
 class DataTest : public testing::Test {
  protected:

@@ -6,8 +6,8 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "tests/support/message_of.h"
 #include "tests/support/test_data.h"
-#include "wick/base/error.h"
 #include "wick/base/file.h"
 #include "wick/base/log.h"
 #include "wick/base/progress.h"
@@ -19,15 +19,7 @@
 namespace wick {
 namespace {
 
-template <class Action>
-std::string message_of(Action action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
+using test::message_of;
 
 TEST(Schedule, WarmsUpThenDecays) {
   Schedule schedule{.decay = Decay::linear, .warmup_steps = 4, .total_steps = 14};

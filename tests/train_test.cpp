@@ -7,10 +7,10 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "tests/support/message_of.h"
 #include "tests/support/test_data.h"
 #include "tests/support/tiny_model.h"
 #include "wick/backend/registry.h"
-#include "wick/base/error.h"
 #include "wick/base/file.h"
 #include "wick/base/log.h"
 #include "wick/models/bundle.h"
@@ -20,15 +20,7 @@
 namespace wick {
 namespace {
 
-template <class Action>
-std::string message_of(Action action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
+using test::message_of;
 
 // Keeps each step's loss; asks to stop after `stop_after` steps of this process.
 class Recorder : public Reporter {
