@@ -103,11 +103,19 @@ class CheckHouse(unittest.TestCase):
     def test_build_flag_outside_the_registry(self):
         self.assert_found("wick/io/x.cpp", "// X.\n#ifdef WICK_CUDA\n#endif\n", "wick/io/x.cpp:2", "build flags")
 
+    def test_macro_of_our_own_is_no_build_flag(self):
+        text = "// X.\n#define WICK_MASKS 1\n#if WICK_MASKS\n#endif\n"
+        self.assertEqual(self.run_on({"wick/io/x.cpp": text}), (0, ""))
+
     def test_file_without_a_first_line(self):
         self.assert_found("wick/io/x.cpp", "int x;\n", "wick/io/x.cpp:1", "first line")
 
     def test_header_without_pragma_once(self):
         self.assert_found("wick/io/x.h", "// X.\n", "wick/io/x.h:1", "#pragma once")
+
+    def test_header_for_each_instruction_set_has_a_toggling_guard(self):
+        text = "// X.\n#if defined(WICK_X_H_) == defined(HWY_TARGET_TOGGLE)\n#define WICK_X_H_\n#endif\n"
+        self.assertEqual(self.run_on({"wick/backend/cpu/x_inl.h": text}), (0, ""))
 
     def test_unfinished_work(self):
         self.assert_found("wick/io/x.cpp", "// X.\n// TO" "DO: more\n", "wick/io/x.cpp:2", "left undone")

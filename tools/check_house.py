@@ -5,8 +5,8 @@
 Includes go down only: a folder may include itself and the folders that MAY_INCLUDE lists for it, and
 no two files include each other in a circle. The library never prints (but for wick/base/log.cpp),
 never ends the process, and lets errors pass up to cli/main.cpp: a catch of everything must throw
-again. Build flags (WICK_...) are read in wick/backend/registry.cpp alone. A file opens with a line
-that says what it is for, and holds nothing unfinished.
+again. Build flags (a WICK_... that no source file defines) are read in wick/backend/registry.cpp
+alone. A file opens with a line that says what it is for, and holds nothing unfinished.
 """
 
 import re
@@ -43,7 +43,11 @@ PRINTS = re.compile(
 ENDS = re.compile(r"(?<![\w.>])(?:std::|::)?(?:exit|_exit|_Exit|quick_exit|abort|terminate)\s*\(")
 CATCHES_ALL = re.compile(r"\bcatch\s*\(\s*(?:\.\.\.|(?:const\s+)?(?:std::exception|(?:wick::)?Error)\b)")
 PASSES_ON = re.compile(r"\bthrow\b|\bfail\s*\(|\bcurrent_exception\b")
-BUILD_FLAG = re.compile(r"^\s*#\s*(?:if|ifdef|ifndef|elif)\b.*\bWICK_")
+CONDITION = re.compile(r"^\s*#\s*(?:if|ifdef|ifndef|elif)\b")
+FLAG = re.compile(r"\bWICK_\w+")
+DEFINE = re.compile(r"^\s*#\s*define\s+(WICK_\w+)")
+# A header once a file, or once an instruction set (Highway's toggling guard).
+GUARD = re.compile(r"^#pragma once$|\bHWY_TARGET_TOGGLE\b", re.MULTILINE)
 UNFINISHED = re.compile(r"\b(?:TODO|FIXME|XXX)\b")
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"')
 HANDLER_LINES = 5  # how far down a handler's throw is looked for
@@ -79,12 +83,12 @@ def check_include(file, target, root):
     return f'{here} may not include {there} ("{target}"); it may include: {allowed}'
 
 
-def check_lines(file, lines, root):
+def check_lines(file, lines, root, own_macros):
     """Yields (line number, message) for one file under wick/ or cli/."""
     library = file.startswith("wick/")
     if not lines or not lines[0].startswith("// "):
         yield 1, "the first line must be a comment that says what the file is for"
-    if file.endswith(".h") and "#pragma once" not in lines:
+    if file.endswith(".h") and not GUARD.search("\n".join(lines)):
         yield 1, "a header needs #pragma once"
     for number, line in enumerate(lines, 1):
         included = INCLUDE.match(line)
@@ -104,8 +108,9 @@ def check_lines(file, lines, root):
             handler = "\n".join(code_of(row) for row in lines[number - 1 : number - 1 + HANDLER_LINES])
             if not PASSES_ON.search(handler):
                 yield number, "only cli/main.cpp catches everything: let the error pass, or throw it again"
-        if file != "wick/backend/registry.cpp" and BUILD_FLAG.search(code):
-            yield number, "build flags are read in wick/backend/registry.cpp alone"
+        if file != "wick/backend/registry.cpp" and CONDITION.search(code):
+            for flag in set(FLAG.findall(code)) - own_macros:
+                yield number, f"build flags ({flag}) are read in wick/backend/registry.cpp alone"
 
 
 def find_circles(includes):
@@ -129,14 +134,15 @@ def find_circles(includes):
 def check_house(root):
     """All findings of the tree, as `file:line: message`."""
     findings, includes = [], {}
-    files = sorted(p for top in ("wick", "cli") for p in (root / top).rglob("*") if p.suffix in (".h", ".cpp"))
-    for path in files:
-        file = path.relative_to(root).as_posix()
+    paths = sorted(p for top in ("wick", "cli") for p in (root / top).rglob("*") if p.suffix in (".h", ".cpp"))
+    files = {p.relative_to(root).as_posix(): p.read_text(encoding="utf-8").splitlines() for p in paths}
+    defines = (DEFINE.match(line) for lines in files.values() for line in lines)
+    own_macros = {define.group(1) for define in defines if define}
+    for file, lines in files.items():
         if folder_of(file) not in MAY_INCLUDE:
             findings.append(f"{file}:1: this folder has no floor: add it to MAY_INCLUDE and docs/map.md")
             continue
-        lines = path.read_text(encoding="utf-8").splitlines()
-        findings += [f"{file}:{number}: {message}" for number, message in check_lines(file, lines, root)]
+        findings += [f"{file}:{number}: {message}" for number, message in check_lines(file, lines, root, own_macros)]
         matches = [(number, INCLUDE.match(line)) for number, line in enumerate(lines, 1)]
         includes[file] = {match.group(1): number for number, match in matches if match}
     for circle in find_circles(includes):
