@@ -86,7 +86,8 @@ void add_main_flags(CLI::App& verb, TrainFlags& flags) {
                   "Weights at the start: the folder's (pretrained), or random ones (with full)")
       ->check(CLI::IsMember({"pretrained", "random"}))
       ->capture_default_str();
-  verb.add_flag("--resume", flags.resume, "Go on from the checkpoint in the output folder");
+  verb.add_flag("--resume", flags.resume,
+                "Go on from the checkpoint in the output folder, if there is one");
   verb.add_flag("--overwrite", flags.overwrite, "Replace a result in the output folder");
 }
 
@@ -257,7 +258,8 @@ DatasetOptions dataset_options(const TrainFlags& flags, int64_t context) {
 }
 
 TrainData read_data(const TrainFlags& flags, const Bundle& bundle) {
-  const DatasetOptions options = dataset_options(flags, bundle.config.max_positions);
+  DatasetOptions options = dataset_options(flags, bundle.config.max_positions);
+  options.threads = flags.device.threads;
   const DataFiles files = find_data_files(flags.data);
   const auto read = [&](const fs::path& file) {
     Dataset dataset = read_dataset(file, bundle.tokenizer, options);
@@ -267,6 +269,9 @@ TrainData read_data(const TrainFlags& flags, const Bundle& bundle) {
   TrainData data{read(files.train)};
   if (files.valid) {
     data.valid = read(*files.valid);
+    if (flags.valid_fraction > 0) {
+      log_warning("--valid-fraction is not used: {} is there", files.valid->string());
+    }
   } else if (flags.valid_fraction > 0) {
     data.valid = split_off(data.train, flags.valid_fraction, flags.options.seed);
     log_info("{} of these records are held out for validation", data.valid->samples.size());
@@ -277,12 +282,28 @@ TrainData read_data(const TrainFlags& flags, const Bundle& bundle) {
   return data;
 }
 
-void tell_result(const TrainResult& result, const TrainOptions& options) {
+// The bar is gone when this returns.
+TrainResult train_with_bar(Bundle& bundle, const TrainData& data, const TrainOptions& options) {
+  TrainConsole console;
+  return train(bundle, data, options, console);
+}
+
+void tell_result(const TrainResult& result, const TrainFlags& flags) {
+  const TrainOptions& options = flags.options;
   log_info("{} steps in {}, {} tok/s; peak memory {} (tensors {})", result.step,
            format_duration(result.seconds), format_count(result.tokens_per_second),
            format_bytes(result.peak_process_bytes), format_bytes(result.peak_backend_bytes));
   log_info("{}: the {}, metrics.jsonl, loss.svg and checkpoint/", options.output.string(),
            options.type == TrainType::lora ? "adapter" : "model");
+  if (result.interrupted) {
+    log_info("stopped after step {}; the same command with --resume goes on from there",
+             result.step);
+  } else if (options.type == TrainType::lora) {
+    log_info("try it: wick generate --model {} --adapter {} --prompt \"...\"",
+             flags.model.model.string(), options.output.string());
+  } else {
+    log_info("try it: wick generate --model {} --prompt \"...\"", options.output.string());
+  }
 }
 
 void run_train(TrainFlags& flags) {
@@ -291,12 +312,9 @@ void run_train(TrainFlags& flags) {
   const std::unique_ptr<Backend> backend = flags.device.make();
   Bundle bundle = open_model(*backend, flags);
   const TrainData data = read_data(flags, bundle);
-  TrainConsole console;
-  const TrainResult result = train(bundle, data, flags.options, console);
-  tell_result(result, flags.options);
+  const TrainResult result = train_with_bar(bundle, data, flags.options);
+  tell_result(result, flags);
   if (result.interrupted) {
-    log_info("stopped after step {}; the same command with --resume goes on from there",
-             result.step);
     throw Interrupted{caught_signal};
   }
 }

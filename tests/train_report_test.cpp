@@ -139,6 +139,20 @@ TEST(RunFolder, AResultIsNotTouchedUnlessAsked) {
   EXPECT_TRUE(std::filesystem::exists(output / "adapter_config.json"));
 }
 
+TEST(RunFolder, WhatAKilledRunLeftUnfinishedIsRemoved) {
+  const test::TemporaryFolder folder;
+  const auto checkpoint = folder.path() / "checkpoint";
+  std::filesystem::create_directories(checkpoint);
+  write_text_atomically(checkpoint / "state.safetensors", "x");
+  write_text_atomically(checkpoint / ".state.safetensors.Ab12Cd", "x");
+  write_text_atomically(folder.path() / ".adapter_model.safetensors.Ab12Cd", "x");
+  write_text_atomically(folder.path() / ".notes", "x");
+  RunFolder(folder.path(), StartMode::resume);
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(checkpoint), {}), 1);
+  EXPECT_FALSE(std::filesystem::exists(folder.path() / ".adapter_model.safetensors.Ab12Cd"));
+  EXPECT_TRUE(std::filesystem::exists(folder.path() / ".notes"));
+}
+
 TEST(RunFolder, AFileInItsPlaceIsAnError) {
   const test::TemporaryFolder folder;
   const auto output = folder.path() / "out";

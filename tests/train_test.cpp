@@ -241,6 +241,14 @@ TEST_F(TrainTest, ASampleLongerThanTheContextIsAnError) {
             "samples");
 }
 
+TEST_F(TrainTest, TheModelsOwnFolderIsNoOutput) {
+  TrainOptions options = this->options("out");
+  options.output = model_;
+  options.start = StartMode::overwrite;
+  EXPECT_EQ(message_of([&] { run(options); }),
+            model_.string() + ": is the model's own folder; the output needs another");
+}
+
 TEST_F(TrainTest, BadOptionsAreNamed) {
   const auto error_with = [&](auto change) {
     TrainOptions changed = options("out");

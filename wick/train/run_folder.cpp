@@ -45,6 +45,20 @@ std::vector<Json> read_lines(const fs::path& file) {
   return lines;
 }
 
+// What a killed process left of files that it had not finished: see AtomicFile.
+void remove_unfinished(const fs::path& folder) {
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    const bool ours = name.find(".safetensors.") != std::string::npos ||
+                      name.starts_with(".adapter_config.json.") ||
+                      name.starts_with(".metrics.jsonl.") || name.starts_with(".loss.svg.");
+    if (ours && name.starts_with('.') && entry.is_regular_file()) {
+      std::error_code ignored;
+      fs::remove(entry.path(), ignored);
+    }
+  }
+}
+
 }  // namespace
 
 RunFolder::RunFolder(const fs::path& folder, StartMode mode) : path_(folder) {
@@ -69,6 +83,8 @@ RunFolder::RunFolder(const fs::path& folder, StartMode mode) : path_(folder) {
   std::error_code error;
   fs::create_directories(state_file().parent_path(), error);
   check(!error, "{}: cannot make the folder: {}", folder.string(), error.message());
+  remove_unfinished(path_);
+  remove_unfinished(state_file().parent_path());
   if (!resumes_) {
     for (const fs::path& old : {state_file(), metrics_file(), chart_file()}) {
       fs::remove(old, error);

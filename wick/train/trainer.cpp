@@ -301,6 +301,9 @@ TrainResult Trainer::run() {
 TrainResult train(Bundle& bundle, const TrainData& data, const TrainOptions& options,
                   Reporter& reporter) {
   check_options(options);
+  std::error_code ignored;
+  check(!std::filesystem::equivalent(options.output, bundle.folder, ignored),
+        "{}: is the model's own folder; the output needs another", options.output.string());
   for (const Dataset* set :
        {&data.train, data.valid ? &*data.valid : nullptr, data.test ? &*data.test : nullptr}) {
     if (set != nullptr) {
