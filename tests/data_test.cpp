@@ -61,6 +61,7 @@ TEST_F(DataTest, BadLinesAreNamedByFileAndLine) {
   EXPECT_EQ(error_of(good + "\n{\"text\": \"a\n"),
             "d.jsonl:3: not JSON at column 12 (one whole record a line is wanted)");
   EXPECT_EQ(error_of(good + "{\"text\": \"a\xC3(\"}\n"), "d.jsonl:2: not UTF-8 at column 12");
+  EXPECT_EQ(error_of("{\"text\": 1e999}\n"), "d.jsonl:1: holds a number that is out of range");
   EXPECT_EQ(error_of("{\"text\": 5}\n"), "d.jsonl:1: \"text\" must be a string, it is: number");
   EXPECT_EQ(error_of("{\"prompt\": \"a\", \"completion\": null}\n"),
             "d.jsonl:1: \"completion\" must be a string, it is: null");

@@ -259,6 +259,8 @@ TEST_F(TrainTest, BadOptionsAreNamed) {
             "learning rate: nan is not a positive number");
   EXPECT_EQ(error_with([](TrainOptions& o) { o.steps = 0, o.epochs = -1; }),
             "epochs: -1 is not a positive number");
+  EXPECT_EQ(error_with([](TrainOptions& o) { o.steps = 0, o.epochs = 1e300; }),
+            "epochs: 1e+300 is more than 100000");
   EXPECT_EQ(error_with([](TrainOptions& o) { o.warmup_ratio = 1; }),
             "warm-up ratio: 1 is not in [0, 1)");
   EXPECT_EQ(error_with([](TrainOptions& o) { o.weight_decay = -1; }),

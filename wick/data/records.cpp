@@ -78,6 +78,8 @@ Record parse_record(std::string_view json, std::string_view where) {
     object = Json::parse(json);
   } catch (const Json::parse_error& error) {
     fail("{}: not JSON at column {} (one whole record a line is wanted)", where, error.byte);
+  } catch (const Json::exception&) {
+    fail("{}: holds a number that is out of range", where);
   }
   check(object.is_object(), "{}: a record must be a JSON object like {}, it is: {}", where, kForms,
         object.type_name());

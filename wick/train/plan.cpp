@@ -37,6 +37,9 @@ std::string words_of(const ModuleSelection& modules) {
   return fmt::format("{}", fmt::join(modules.names, ","));
 }
 
+// Each epoch is planned on its own, so their number is bounded.
+constexpr double kMaxEpochs = 1e5;
+
 bool is_share(double value) {
   return value >= 0 && value < 1;  // false for NaN
 }
@@ -49,6 +52,8 @@ void check_options(const TrainOptions& options) {
         options.learning_rate);
   check(options.steps > 0 || positive(options.epochs), "epochs: {} is not a positive number",
         options.epochs);
+  check(options.steps > 0 || options.epochs <= kMaxEpochs, "epochs: {} is more than {}",
+        options.epochs, kMaxEpochs);
   check(is_share(options.warmup_ratio), "warm-up ratio: {} is not in [0, 1)", options.warmup_ratio);
   check(is_share(options.adam.beta1) && is_share(options.adam.beta2),
         "AdamW: betas {} and {} must both be in [0, 1)", options.adam.beta1, options.adam.beta2);
