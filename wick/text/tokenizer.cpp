@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <utility>
 
 #include "wick/base/error.h"
 #include "wick/text/added_tokens.h"
@@ -252,6 +253,11 @@ Tokenizer Tokenizer::from_folder(const std::filesystem::path& model_folder) {
 Tokenizer Tokenizer::from_file(const std::filesystem::path& tokenizer_json) {
   return Tokenizer(
       std::make_shared<const Impl>(read_tokenizer_json(tokenizer_json), TokenizerConfig{}));
+}
+
+Tokenizer Tokenizer::from_json(std::string_view text, std::string name) {
+  return Tokenizer(
+      std::make_shared<const Impl>(parse_tokenizer_json(text, std::move(name)), TokenizerConfig{}));
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view utf8, bool add_special_tokens) const {
