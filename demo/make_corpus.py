@@ -121,7 +121,9 @@ class Writer:
         makers = (self.number, self.word, lambda: self.pick(make_data.CITIES),
                   lambda: self.pick(make_data.PEOPLE), lambda: self.pick(FIELDS),
                   lambda: self.pick(THINGS))
-        items = [self.pick(makers)() for _ in range(self.rng.randint(2, 7))]
+        many = self.rng.random() < 0.3
+        items = [self.pick(makers)() for _ in range(self.rng.randint(8, 24) if many else
+                                                    self.rng.randint(2, 7))]
         line = " ".join(items)
         other = self.pick((line, ", ".join(items), "(" + ", ".join(items) + ")",
                            " ".join(map(self.quoted, items)), line.upper()))
@@ -150,11 +152,16 @@ class Writer:
                    ("=", ("exactly", "equal to", "the same as")))
         lines = []
         for _ in range(self.rng.randint(2, 5)):
-            sign, words = self.pick(phrases)
-            field, number, words = self.pick(FIELDS), self.number(), self.pick(words)
-            lines.append(self.pick((f"{field} {words} {number}: {field} {sign} {number}",
-                                    f"a {field} {words} {number} means {sign} {number}",
-                                    f"{words} {number} is {sign} {number}")))
+            field, other = self.rng.sample(FIELDS, 2)
+            number, limit = self.number(), self.number()
+            (sign, words), (beyond, more) = self.pick(phrases), self.pick(phrases)
+            words, more = self.pick(words), self.pick(more)
+            lines.append(self.pick((
+                f"{field} {words} {number}: {field} {sign} {number}",
+                f"a {field} {words} {number} means {sign} {number}",
+                f"{words} {number} is {sign} {number}",
+                f"{field} {words} {number}, {other} {more} {limit}: {field} {sign} {number}; "
+                f"{other} {beyond} {limit}")))
         return "\n".join(lines)
 
     def singulars(self):
