@@ -101,7 +101,7 @@ HWY_INLINE void store_part(DF d, VF value, float* to, size_t count) {
 #else
   HWY_ALIGN float whole[kMaxLanes];
   hn::StoreU(value, d, whole);
-  for (size_t i = 0; i < count; ++i) {
+  for (size_t i = 0; i < HWY_MIN(count, hn::Lanes(d)); ++i) {
     to[i] = whole[i];
   }
 #endif
