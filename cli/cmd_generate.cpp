@@ -86,6 +86,11 @@ void tell_speed(const Generation& done) {
            rate(std::max(decoded - 1, 0.0), done.decode_seconds));
 }
 
+constexpr const char* kExamples =
+    "Examples:\n"
+    "  wick generate --model base --prompt \"Once upon a time\"\n"
+    "  wick generate --model base --adapter adapter --prompt-file - < question.txt > answer.txt";
+
 void run_generate(GenerateFlags& flags) {
   const std::string prompt = read_prompt(flags);
   const std::unique_ptr<Backend> backend = flags.device.make();
@@ -117,6 +122,7 @@ void add_generate(CLI::App& app) {
       ->allow_extra_args(false);
   add_sampling_flags(verb, flags->options.sampling);
   flags->device.add_to(verb);
+  verb.footer(kExamples);
   verb.callback([flags] { run_generate(*flags); });
 }
 

@@ -22,6 +22,10 @@ struct LogitsFlags {
   std::filesystem::path output;
 };
 
+constexpr const char* kExamples =
+    "Example:\n"
+    "  wick logits --model base --adapter adapter --ids 1,2,3 --output logits.npy";
+
 void run_logits(const LogitsFlags& flags) {
   const std::unique_ptr<Backend> backend = flags.device.make();
   const std::unique_ptr<Decoder> decoder = open_decoder(*backend, flags.model.model);
@@ -55,6 +59,7 @@ void add_logits(CLI::App& app) {
       ->required();
   verb.add_option("--output", flags->output, "The .npy file: f32 [tokens, vocabulary]")->required();
   flags->device.add_to(verb);
+  verb.footer(kExamples);
   verb.callback([flags] { run_logits(*flags); });
 }
 
