@@ -11,6 +11,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <utility>
 
 #include "wick/base/error.h"
 
@@ -42,6 +43,28 @@ void mark_class(std::vector<uint8_t>& flat, const char* name, uint8_t bit) {
 
 utf8proc_category_t category(char32_t c) {
   return utf8proc_category(static_cast<utf8proc_int32_t>(c));
+}
+
+// The reference's tables of punctuation, nonspacing marks and controls are those of Unicode 8. In
+// these ranges every such character is younger.
+constexpr std::array<std::pair<char32_t, char32_t>, 41> kAfterUnicode8 = {
+    {{0x61D, 0x61D},     {0x7FD, 0x7FD},     {0x890, 0x8E2},     {0x9FD, 0x9FE},
+     {0xA76, 0xA76},     {0xAFA, 0xAFF},     {0xB55, 0xB55},     {0xC04, 0xC3C},
+     {0xC77, 0xC77},     {0xC84, 0xC84},     {0xD00, 0xD00},     {0xD3B, 0xD3C},
+     {0xD81, 0xD81},     {0xEBA, 0xEBA},     {0xECE, 0xECE},     {0x180F, 0x1886},
+     {0x1ABF, 0x1ACE},   {0x1B7D, 0x1B7E},   {0x1DF6, 0x1DFB},   {0x2E43, 0x2E5D},
+     {0xA82C, 0xA82C},   {0xA8C5, 0xA8C5},   {0xA8FF, 0xA8FF},   {0xA9BD, 0xA9BD},
+     {0x10D24, 0x10F89}, {0x11070, 0x11074}, {0x110C2, 0x110CD}, {0x111C9, 0x111C9},
+     {0x111CF, 0x111CF}, {0x1123E, 0x11241}, {0x1133B, 0x1133B}, {0x11438, 0x1145E},
+     {0x11660, 0x1166C}, {0x116B9, 0x116B9}, {0x1182F, 0x11FFF}, {0x12FF1, 0x13455},
+     {0x16E97, 0x16F4F}, {0x16FE2, 0x16FE4}, {0x1CF00, 0x1CF46}, {0x1E000, 0x1E4EF},
+     {0x1E944, 0x1E95F}}};
+
+bool is_after_unicode_8(char32_t c) {
+  const auto range =
+      std::lower_bound(kAfterUnicode8.begin(), kAfterUnicode8.end(), c,
+                       [](const auto& r, char32_t value) { return r.second < value; });
+  return range != kAfterUnicode8.end() && range->first <= c;
 }
 
 bool is_continuation(char byte) {
@@ -193,7 +216,7 @@ bool is_punctuation(char32_t c) {
            (c >= '{' && c <= '~');
   }
   const auto kind = category(c);
-  return kind >= UTF8PROC_CATEGORY_PC && kind <= UTF8PROC_CATEGORY_PO;
+  return kind >= UTF8PROC_CATEGORY_PC && kind <= UTF8PROC_CATEGORY_PO && !is_after_unicode_8(c);
 }
 
 bool is_nonspacing_mark(char32_t c) {
@@ -207,8 +230,9 @@ bool is_mark(char32_t c) {
 
 bool is_control(char32_t c) {
   const auto kind = category(c);
-  return kind == UTF8PROC_CATEGORY_CC || kind == UTF8PROC_CATEGORY_CF ||
-         kind == UTF8PROC_CATEGORY_CO;
+  const bool control =
+      kind == UTF8PROC_CATEGORY_CC || kind == UTF8PROC_CATEGORY_CF || kind == UTF8PROC_CATEGORY_CO;
+  return control && !is_after_unicode_8(c);
 }
 
 std::string to_lower(std::string_view text) {

@@ -77,6 +77,7 @@ bool is_space(char32_t c);
 bool is_word(char32_t c);
 // General categories Nd, Nl, No.
 bool is_numeric(char32_t c);
+// Punctuation, nonspacing marks and controls as of Unicode 8, like the reference's.
 // ASCII punctuation and symbols, and the categories P*.
 bool is_punctuation(char32_t c);
 bool is_nonspacing_mark(char32_t c);
