@@ -28,7 +28,7 @@ class Tokenizer {
   static Tokenizer from_folder(const std::filesystem::path& model_folder);
   // Reads one `tokenizer.json`; there is then no bos or eos id and no chat template.
   static Tokenizer from_file(const std::filesystem::path& tokenizer_json);
-  // The same of the text of such a file; `name` is for errors.
+  // The same from its text; `name` stands for the path in errors.
   static Tokenizer from_json(std::string_view text, std::string name);
 
   // `add_special_tokens` frames the ids as the post-processor says (bos, eos, [CLS], ...).

@@ -221,6 +221,16 @@ TokenizerJson parse_tokenizer_json(std::string_view text, std::string name) {
   json::sax_parse(text.begin(), text.end(), &reader);
   check(result.root.is_object(), "{}: must hold an object, holds {}", result.path,
         result.root.type_name());
+  if (result.root.contains("model")) {
+    // The tables went elsewhere, so what is left under their names is of another type.
+    const json& model = result.root["model"];
+    for (const auto& [field, type] :
+         {std::pair("vocab", "an object"), std::pair("merges", "an array")}) {
+      if (const auto left = model.find(field); left != model.end() && !left->is_null()) {
+        fail("{}: model.{} must be {}, is {}", result.path, field, type, left->type_name());
+      }
+    }
+  }
   return result;
 }
 

@@ -220,7 +220,7 @@ bool is_punctuation(char32_t c) {
 }
 
 bool is_nonspacing_mark(char32_t c) {
-  return category(c) == UTF8PROC_CATEGORY_MN;
+  return category(c) == UTF8PROC_CATEGORY_MN && !is_after_unicode_8(c);
 }
 
 bool is_mark(char32_t c) {

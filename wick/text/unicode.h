@@ -77,13 +77,14 @@ bool is_space(char32_t c);
 bool is_word(char32_t c);
 // General categories Nd, Nl, No.
 bool is_numeric(char32_t c);
-// Punctuation, nonspacing marks and controls as of Unicode 8, like the reference's.
+// The next three are as of Unicode 8, like the reference's.
 // ASCII punctuation and symbols, and the categories P*.
 bool is_punctuation(char32_t c);
 bool is_nonspacing_mark(char32_t c);
-bool is_mark(char32_t c);
 // Categories Cc, Cf, Co.
 bool is_control(char32_t c);
+// Categories M*.
+bool is_mark(char32_t c);
 
 // Lower case of each code point by itself: no context (final sigma), U+0130 gives "i" + U+0307.
 std::string to_lower(std::string_view text);
