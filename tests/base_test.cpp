@@ -61,6 +61,17 @@ TEST(ThreadPool, RunsEveryTaskOnce) {
   }
 }
 
+TEST(ThreadPool, LateWorkersTakeNothingOfALaterRun) {
+  // Runs of changing size in quick succession, so that workers often wake when theirs is over.
+  ThreadPool pool(4);
+  for (int round = 0; round < 20000; ++round) {
+    const int64_t count = 2 + round % 5;
+    std::atomic<int64_t> sum = 0;
+    pool.run(count, [&](int64_t i) { sum += i + 1; });
+    ASSERT_EQ(sum, count * (count + 1) / 2);
+  }
+}
+
 TEST(ThreadPool, RethrowsAndStaysUsable) {
   ThreadPool pool(3);
   EXPECT_THROW(pool.run(10, [](int64_t i) { check(i != 5, "task {}", i); }), Error);

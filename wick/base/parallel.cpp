@@ -1,4 +1,4 @@
-// The pool: an atomic counter hands out tasks, an epoch number wakes the workers.
+// The pool: one atomic number names the run and hands out its tasks.
 #include "wick/base/parallel.h"
 
 #include <sched.h>
@@ -9,7 +9,10 @@
 #include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
+
+#include "wick/base/error.h"
 
 namespace wick {
 
@@ -53,29 +56,48 @@ struct ThreadPool::State {
   std::mutex mutex;
   std::condition_variable wake;
   std::condition_variable done;
-  std::atomic<uint64_t> epoch{0};
-  std::atomic<int64_t> next{0};
-  std::atomic<int> active{0};  // workers that have not finished the current epoch
   std::atomic<bool> stop{false};
-  int64_t count = 0;
-  const std::function<void(int64_t)>* task = nullptr;
+  // The number of the run in the upper half, its next free task in the lower. A thread claims a
+  // task by moving on exactly the ticket it has read. So a worker that the system wakes too late
+  // finds nothing to claim, and nobody waits for it.
+  std::atomic<uint64_t> ticket{0};
+  std::atomic<int64_t> finished{0};
+  std::atomic<int64_t> count{0};
+  std::atomic<const std::function<void(int64_t)>*> task{nullptr};
   std::exception_ptr error;
 
+  uint64_t run_number() const { return ticket.load(std::memory_order_acquire) >> 32; }
+
+  // Claims and runs tasks until none is left.
   void work() {
     inside_task = true;
+    uint64_t claimed = ticket.load(std::memory_order_acquire);
     for (;;) {
-      const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
-      if (i >= count) {
+      const auto index = static_cast<int64_t>(claimed & 0xFFFFFFFFU);
+      const int64_t last = count.load(std::memory_order_acquire);
+      const auto* body = task.load(std::memory_order_acquire);
+      if (index >= last) {
         break;
       }
+      if (!ticket.compare_exchange_weak(claimed, claimed + 1, std::memory_order_acq_rel,
+                                        std::memory_order_acquire)) {
+        continue;
+      }
+      // The ticket was current, and the run cannot end without this task: body and last are its
+      // own.
       try {
-        (*task)(i);
+        (*body)(index);
       } catch (...) {
         const std::lock_guard lock(mutex);
         if (!error) {
           error = std::current_exception();
         }
       }
+      if (finished.fetch_add(1, std::memory_order_acq_rel) + 1 == last) {
+        const std::lock_guard lock(mutex);
+        done.notify_one();
+      }
+      claimed = ticket.load(std::memory_order_acquire);
     }
     inside_task = false;
   }
@@ -83,7 +105,7 @@ struct ThreadPool::State {
   void worker_loop() {
     uint64_t seen = 0;
     for (;;) {
-      const auto ready = [&] { return epoch.load(std::memory_order_acquire) != seen || stop; };
+      const auto ready = [&] { return run_number() != seen || stop; };
       if (!spin_for(ready)) {
         std::unique_lock lock(mutex);
         wake.wait(lock, ready);
@@ -91,12 +113,8 @@ struct ThreadPool::State {
       if (stop) {
         return;
       }
-      seen = epoch.load(std::memory_order_acquire);
+      seen = run_number();
       work();
-      if (active.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-        const std::lock_guard lock(mutex);
-        done.notify_one();
-      }
     }
   }
 };
@@ -131,26 +149,29 @@ void ThreadPool::run(int64_t count, const std::function<void(int64_t)>& task) {
     }
     return;
   }
+  check(count < (int64_t{1} << 31), "thread pool: {} tasks in one run", count);
   {
-    // Under the lock, so that a worker between its last look and its sleep cannot miss the new
-    // epoch.
+    // Under the lock, so that a worker between its last look and its sleep cannot miss the new run.
     const std::lock_guard lock(s.mutex);
-    s.task = &task;
-    s.count = count;
-    s.error = nullptr;
-    s.next.store(0, std::memory_order_relaxed);
-    s.active.store(static_cast<int>(s.workers.size()), std::memory_order_relaxed);
-    s.epoch.fetch_add(1, std::memory_order_release);
+    // Closes the ended run before its fields change: nobody may claim its next number with the new
+    // body. Whoever reads a new field sees the closed ticket too.
+    const uint64_t number = s.run_number();
+    s.ticket.store(number << 32 | 0xFFFFFFFFU, std::memory_order_release);
+    s.finished.store(0, std::memory_order_release);
+    s.task.store(&task, std::memory_order_release);
+    s.count.store(count, std::memory_order_release);
+    s.ticket.store((number + 1) << 32, std::memory_order_release);
   }
   s.wake.notify_all();
   s.work();
-  const auto finished = [&] { return s.active.load(std::memory_order_acquire) == 0; };
-  if (!spin_for(finished)) {
+  const auto all_finished = [&] { return s.finished.load(std::memory_order_acquire) == count; };
+  if (!spin_for(all_finished)) {
     std::unique_lock lock(s.mutex);
-    s.done.wait(lock, finished);
+    s.done.wait(lock, all_finished);
   }
+  const std::lock_guard lock(s.mutex);
   if (s.error) {
-    std::rethrow_exception(s.error);
+    std::rethrow_exception(std::exchange(s.error, nullptr));
   }
 }
 

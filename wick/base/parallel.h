@@ -3,7 +3,8 @@
 // `run(count, task)` calls task(i) once for each i in [0, count) and returns when all are done; the
 // caller works too. Which thread takes which task is not fixed, so a task must own its outputs:
 // results then do not depend on the number of threads. A waiting thread spins at most some 20 us
-// and then blocks, so a busy machine is not burnt. One `run` at a time; a `run` inside a task
+// and then blocks, so a busy machine is not burnt; and a run waits for its tasks, not for threads
+// that the system has not scheduled. One `run` at a time; a `run` inside a task
 // executes serially in that thread.
 #pragma once
 
