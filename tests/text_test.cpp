@@ -7,8 +7,8 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "tests/support/message_of.h"
 #include "tests/support/test_data.h"
-#include "wick/base/error.h"
 #include "wick/base/file.h"
 #include "wick/base/random.h"
 #include "wick/text/component.h"
@@ -19,18 +19,8 @@ namespace wick {
 namespace {
 
 using nlohmann::json;
+using test::message_of;
 using Ids = std::vector<int32_t>;
-
-// What the action throws; empty if nothing.
-template <class Action>
-std::string message_of(Action action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return {};
-}
 
 class TokenizerTest : public testing::Test {
  protected:
