@@ -20,5 +20,6 @@ void add_generate(CLI::App& app);
 void add_merge(CLI::App& app);
 void add_logits(CLI::App& app);
 void add_tokenize(CLI::App& app);
+void add_bench(CLI::App& app);
 
 }  // namespace wick

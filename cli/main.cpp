@@ -18,8 +18,8 @@ namespace {
 using AddVerb = void (*)(CLI::App&);
 
 // The verbs, in the order of `wick --help`.
-const std::vector<AddVerb> kVerbs = {add_train, add_evaluate, add_generate,
-                                     add_merge, add_logits,   add_tokenize};
+const std::vector<AddVerb> kVerbs = {add_train,  add_evaluate, add_generate, add_merge,
+                                     add_logits, add_tokenize, add_bench};
 
 constexpr const char* kQuickStart =
     "Quick start:\n"

@@ -34,6 +34,8 @@ MAY_INCLUDE = {
     "embed": ["models", "lora", "text", "core", "base"],
     "serve": ["infer", "embed", "lora", "text", "base"],
 }
+# Beside the floors, and not looked through itself: the benchmark cases behind `wick bench`.
+MAY_INCLUDE["bench"] = list(MAY_INCLUDE)
 MAY_INCLUDE["cli"] = list(MAY_INCLUDE)
 
 PRINTS = re.compile(
@@ -56,8 +58,8 @@ HANDLER_LINES = 5  # how far down a handler's throw is looked for
 def folder_of(path):
     """The folder of a path such as wick/backend/cpu/x.h as MAY_INCLUDE names it, or None."""
     parts = Path(path).parts[:-1]
-    if parts[:1] == ("cli",):
-        return "cli"
+    if parts[:1] in (("cli",), ("bench",)):
+        return parts[0]
     if parts[:1] == ("wick",) and len(parts) > 1:
         return "/".join(parts[1:3])
     return None

@@ -1,0 +1,271 @@
+// Whole models with random weights in the shapes of public ones, so that nothing is downloaded:
+// training steps, prefill and decoding.
+#include <fmt/core.h>
+
+#include <cmath>
+
+#include "bench/case.h"
+#include "bench/inputs.h"
+#include "wick/io/weight_source.h"
+#include "wick/lora/attach.h"
+#include "wick/models/decoder.h"
+#include "wick/train/optimizer.h"
+
+namespace wick::bench {
+
+namespace {
+
+struct NamedShape {
+  std::string name;
+  ModelConfig config;
+};
+
+std::vector<NamedShape> shapes() {
+  ModelConfig half;
+  half.family = "qwen2";
+  half.vocab_size = 151936;
+  half.hidden_size = 896;
+  half.intermediate_size = 4864;
+  half.num_layers = 24;
+  half.num_heads = 14;
+  half.num_kv_heads = 2;
+  half.head_dim = 64;
+  half.max_positions = 32768;
+  half.rope_theta = 1e6;
+  half.qkv_bias = true;
+  half.tie_word_embeddings = true;
+  ModelConfig one_and_half = half;
+  one_and_half.hidden_size = 1536;
+  one_and_half.intermediate_size = 8960;
+  one_and_half.num_layers = 28;
+  one_and_half.num_heads = 12;
+  one_and_half.head_dim = 128;
+  return {{"qwen2.5-0.5b", half}, {"qwen2.5-1.5b", one_and_half}};
+}
+
+// Any name holds normal numbers: drawn once, then each tensor reads them from a place of its own.
+class RandomWeights : public WeightSource {
+ public:
+  RandomWeights(const ModelConfig& config, DType dtype)
+      : config_(config), dtype_(dtype), pool_(normal_values(1 << 20, 0.02F, 5)) {}
+
+  std::string description() const override { return "random weights"; }
+  std::vector<std::string> names() const override { return {}; }
+  bool has(std::string_view name) const override {
+    return !(config_.tie_word_embeddings && name == "lm_head.weight");
+  }
+  WeightInfo info(std::string_view name) const override { return {shape_of(name), dtype_}; }
+
+ private:
+  Shape shape_of(std::string_view name) const {
+    const ModelConfig& c = config_;
+    const auto is = [&](std::string_view part) {
+      return name.find(part) != std::string_view::npos;
+    };
+    const int64_t q = c.num_heads * c.head_dim;
+    const int64_t kv = c.num_kv_heads * c.head_dim;
+    if (is("embed_tokens") || is("lm_head")) {
+      return {c.vocab_size, c.hidden_size};
+    }
+    if (is("norm")) {
+      return {c.hidden_size};
+    }
+    if (name.ends_with(".bias")) {
+      return is("q_proj") ? Shape{q} : Shape{kv};
+    }
+    if (is("q_proj")) {
+      return {q, c.hidden_size};
+    }
+    if (is("k_proj") || is("v_proj")) {
+      return {kv, c.hidden_size};
+    }
+    if (is("o_proj")) {
+      return {c.hidden_size, q};
+    }
+    return is("down_proj") ? Shape{c.hidden_size, c.intermediate_size}
+                           : Shape{c.intermediate_size, c.hidden_size};
+  }
+
+  Tensor read(Backend& backend, std::string_view name) const override {
+    const Shape shape = shape_of(name);
+    const Tensor tensor = backend.allocate(shape, dtype_);
+    const auto size = static_cast<int64_t>(pool_.size());
+    const auto start = static_cast<int64_t>(std::hash<std::string_view>{}(name) % pool_.size());
+    for (int64_t done = 0; done < shape.elements();) {
+      const int64_t from = (start + done) % size;
+      const int64_t count = std::min(size - from, shape.elements() - done);
+      const Tensor wide = tensor_of(
+          backend, std::span(pool_).subspan(static_cast<size_t>(from), static_cast<size_t>(count)),
+          {count});
+      backend.cast(wide, tensor.part(done, {count}));
+      done += count;
+    }
+    return tensor;
+  }
+
+  ModelConfig config_;
+  DType dtype_;
+  std::vector<float> pool_;
+};
+
+std::unique_ptr<Decoder> random_decoder(Backend& be, const ModelConfig& config, DType dtype) {
+  return std::make_unique<Decoder>(be, config, RandomWeights(config, dtype));
+}
+
+AttachedAdapter attach_everywhere(Backend& be, Decoder& decoder, int64_t rank) {
+  AdapterConfig config;
+  config.rank = rank;
+  config.alpha = 2.0 * static_cast<double>(rank);
+  config.target_modules = ModuleSelection::all_linear();
+  return attach_new(be, decoder.linears(), config, 0);
+}
+
+std::vector<int32_t> some_ids(int64_t count) {
+  std::vector<int32_t> ids;
+  for (int64_t i = 0; i < count; ++i) {
+    ids.push_back(static_cast<int32_t>((i * 7919 + 13) % 1000));
+  }
+  return ids;
+}
+
+// Parameters that every token is multiplied with: all but the embedding's rows, the tied head
+// included.
+double product_parameters(const ModelConfig& c) {
+  const int64_t q = c.num_heads * c.head_dim;
+  const int64_t kv = c.num_kv_heads * c.head_dim;
+  const int64_t layer = c.hidden_size * (2 * q + 2 * kv + 3 * c.intermediate_size);
+  return static_cast<double>(c.num_layers * layer + c.vocab_size * c.hidden_size);
+}
+
+double adapter_parameters(const ModelConfig& c, int64_t rank) {
+  const int64_t q = c.num_heads * c.head_dim;
+  const int64_t kv = c.num_kv_heads * c.head_dim;
+  const int64_t sides = 2 * (c.hidden_size + q) + 2 * (c.hidden_size + kv) +
+                        3 * (c.hidden_size + c.intermediate_size);
+  return static_cast<double>(c.num_layers * rank * sides);
+}
+
+// One optimiser step of LoRA on all seven projections: forward, loss on every token, backward,
+// clipping, AdamW.
+Case train_case(const NamedShape& shape, int64_t T, int64_t rank, DType dtype) {
+  const ModelConfig& config = shape.config;
+  const auto tokens = static_cast<double>(T);
+  Case c{.suite = "training",
+         .name = fmt::format("train_step:shape={},T={},r={},dtype={}", shape.name, T, rank,
+                             name_of(dtype)),
+         .flops = tokens *
+                  (4.0 * product_parameters(config) + 6.0 * adapter_parameters(config, rank) +
+                   6.0 * tokens *
+                       static_cast<double>(config.num_heads * config.head_dim * config.num_layers)),
+         .tokens = tokens,
+         .heavy = true};
+  c.prepare = [=](Backend& be) {
+    struct State {
+      std::unique_ptr<Decoder> decoder;
+      AttachedAdapter adapter;
+      std::unique_ptr<AdamW> optimizer;
+      TokenBatch batch;
+      std::vector<int32_t> rows, targets;
+      int64_t step = 0;
+    };
+    auto s = std::make_shared<State>();
+    s->decoder = random_decoder(be, config, dtype);
+    s->adapter = attach_everywhere(be, *s->decoder, rank);
+    s->optimizer = std::make_unique<AdamW>(
+        be, s->adapter.values, s->adapter.grads,
+        std::vector<ParameterGroup>{{0, s->adapter.values.elements(), 1.0F, 0.01F}},
+        AdamWOptions{});
+    const std::vector<std::vector<int32_t>> sequences = {some_ids(T)};
+    s->batch = make_token_batch(be, sequences);
+    for (int32_t i = 0; i + 1 < T; ++i) {
+      s->rows.push_back(i);
+      s->targets.push_back(sequences[0][static_cast<size_t>(i) + 1]);
+    }
+    const Tensor norm = be.allocate({1}, DType::f32);
+    const auto call = [s, norm, &be] {
+      const StepContext context{.training = true, .seed = 0, .step = s->step};
+      s->optimizer->clear_gradients();
+      Tape tape(be);
+      const Var hidden = s->decoder->hidden(&tape, s->batch, context);
+      s->decoder->loss(&tape, hidden, {s->rows, s->targets},
+                       1.0F / static_cast<float>(s->rows.size()), context);
+      tape.backward();
+      s->optimizer->sum_squares_of_gradients(norm);
+      const double length = std::sqrt(values_of(be, norm).front());
+      s->optimizer->step(++s->step, 1e-4F, clip_factor(length, 1.0F));
+      be.synchronize();
+    };
+    return PreparedCase{call, {}};
+  };
+  return c;
+}
+
+Case prefill_case(const NamedShape& shape, int64_t T, DType dtype) {
+  Case c{.suite = "inference",
+         .name = fmt::format("prefill:shape={},T={},dtype={}", shape.name, T, name_of(dtype)),
+         .flops = 2.0 * static_cast<double>(T) * product_parameters(shape.config),
+         .tokens = static_cast<double>(T),
+         .heavy = true};
+  c.prepare = [config = shape.config, T, dtype](Backend& be) {
+    std::shared_ptr<Decoder> decoder = random_decoder(be, config, dtype);
+    const std::vector<int32_t> ids = some_ids(T);
+    const auto call = [=, &be] {
+      KvCache cache = decoder->make_cache(T);
+      const Var hidden = decoder->hidden(nullptr, make_next_batch(be, ids, 0), {}, &cache);
+      decoder->logits(hidden.value.slice(T - 1, 1));
+      be.synchronize();
+    };
+    return PreparedCase{call, {}};
+  };
+  return c;
+}
+
+// `tokens` greedy tokens after a prompt, one by one; rank 0 is the base alone.
+Case decode_case(const NamedShape& shape, int64_t prompt, int64_t tokens, DType dtype,
+                 int64_t rank) {
+  const std::string adapter = rank > 0 ? fmt::format(",r={}", rank) : "";
+  Case c{.suite = "inference",
+         .name = fmt::format("decode:shape={},prompt={},tokens={},dtype={}{}", shape.name, prompt,
+                             tokens, name_of(dtype), adapter),
+         .bytes = static_cast<double>(tokens) * product_parameters(shape.config) *
+                  static_cast<double>(size_of(dtype)),
+         .tokens = static_cast<double>(tokens),
+         .heavy = true,
+         .fits_cache = false};
+  c.prepare = [=, config = shape.config](Backend& be) {
+    std::shared_ptr<Decoder> decoder = random_decoder(be, config, dtype);
+    if (rank > 0) {
+      attach_everywhere(be, *decoder, rank);
+    }
+    const std::vector<int32_t> ids = some_ids(prompt);
+    const Tensor id = be.allocate({1}, DType::i32);
+    const auto call = [=, &be] {
+      KvCache cache = decoder->make_cache(prompt + tokens);
+      Var hidden = decoder->hidden(nullptr, make_next_batch(be, ids, 0), {}, &cache);
+      for (int64_t i = 0; i < tokens; ++i) {
+        const Tensor logits = decoder->logits(hidden.value.slice(hidden.value.dim(0) - 1, 1));
+        be.sample({}, logits.reshaped({logits.elements()}), id);
+        int32_t next = 0;
+        be.download(id, std::as_writable_bytes(std::span(&next, 1)));
+        hidden = decoder->hidden(nullptr, make_next_batch(be, std::span(&next, 1), prompt + i), {},
+                                 &cache);
+      }
+    };
+    return PreparedCase{call, {}};
+  };
+  return c;
+}
+
+}  // namespace
+
+std::vector<Case> model_cases() {
+  const std::vector<NamedShape> named = shapes();
+  return {train_case(named[0], 512, 16, DType::bf16),
+          train_case(named[0], 512, 16, DType::f32),
+          train_case(named[1], 512, 16, DType::bf16),
+          prefill_case(named[0], 512, DType::bf16),
+          decode_case(named[0], 16, 32, DType::bf16, 0),
+          decode_case(named[0], 16, 32, DType::bf16, 16)};
+}
+
+}  // namespace wick::bench

@@ -1,0 +1,52 @@
+// Row-wise kernels at [4, 16, 1024]: softmax, layer norm, RMS norm.
+#include <fmt/core.h>
+
+#include "bench/case.h"
+#include "bench/inputs.h"
+#include "tests/reference/rowwise.h"
+
+namespace wick::bench {
+
+namespace {
+
+constexpr int64_t kRows = 64;
+constexpr int64_t kColumns = 1024;
+constexpr float kEpsilon = 1e-6F;
+
+Case rowwise_case(const std::string& kind, double flops_a_value,
+                  std::function<PreparedCase(Backend&)> prepare) {
+  const auto values = static_cast<double>(kRows * kColumns);
+  return {.suite = "inference",
+          .name = fmt::format("{}:T={},C={}", kind, kRows, kColumns),
+          .flops = flops_a_value * values,
+          .bytes = 8.0 * values,
+          .prepare = std::move(prepare)};
+}
+
+PreparedCase prepare_rms_norm(Backend& be) {
+  const Tensor x = normal_tensor(be, {kRows, kColumns}, 1.0F, 1);
+  const Tensor w = normal_tensor(be, {kColumns}, 1.0F, 2);
+  const Tensor y = be.allocate({kRows, kColumns}, DType::f32);
+  const auto call = [=, &be] {
+    be.rms_norm(x, w, kEpsilon, y, {});
+    be.synchronize();
+  };
+  const auto error = [=, &be] {
+    call();
+    const std::vector<double> wide_x = widened(values_of(be, x));
+    const std::vector<double> wide_w = widened(values_of(be, w));
+    std::vector<double> wanted(wide_x.size());
+    reference::rms_norm<double>(wide_x.data(), wide_w.data(), kEpsilon, kRows, kColumns,
+                                wanted.data(), nullptr);
+    return relative_error(values_of(be, y), wanted);
+  };
+  return {call, error};
+}
+
+}  // namespace
+
+std::vector<Case> rowwise_cases() {
+  return {rowwise_case("rms_norm", 4, prepare_rms_norm)};
+}
+
+}  // namespace wick::bench

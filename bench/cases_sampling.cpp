@@ -1,0 +1,120 @@
+// Drawing one token from the logits of vocabularies of 32,000 (Llama 2) and 151,936 (Qwen 2.5), and
+// the KV cache.
+#include <fmt/core.h>
+
+#include "bench/case.h"
+#include "bench/inputs.h"
+#include "tests/reference/sample.h"
+
+namespace wick::bench {
+
+namespace {
+
+struct Mode {
+  std::string name;  // as the peers read it
+  SampleArgs args;
+};
+
+std::vector<Mode> modes() {
+  std::vector<Mode> list = {{"mode=greedy", {}}, {"mode=temperature", {.temperature = 0.8F}}};
+  for (const int32_t k : {10, 40, 50}) {
+    list.push_back({fmt::format("mode=top_k,k={}", k), {.temperature = 1.0F, .top_k = k}});
+  }
+  for (const char* p : {"0.9", "0.95"}) {
+    list.push_back(
+        {fmt::format("mode=top_p,p={}", p), {.temperature = 1.0F, .top_p = std::stof(p)}});
+  }
+  return list;
+}
+
+Case sample_case(int64_t V, const Mode& mode) {
+  Case c{.suite = "inference",
+         .name = fmt::format("sample:V={},{}", V, mode.name),
+         .flops = 0,
+         .bytes = 4.0 * static_cast<double>(V)};
+  c.prepare = [V, mode](Backend& be) {
+    // Sampling overwrites its logits, so every call starts with a copy of them, as a decoder's
+    // output would arrive.
+    const Tensor source = normal_tensor(be, {V}, 3.0F, 1);
+    const Tensor logits = be.allocate({V}, DType::f32);
+    const Tensor id = be.allocate({1}, DType::i32);
+    auto drawn = std::make_shared<int32_t>(0);
+    auto uniform = std::make_shared<float>(0.37F);
+    const auto call = [=, &be] {
+      be.copy(source, logits);
+      SampleArgs args = mode.args;
+      args.uniform = *uniform;
+      be.sample(args, logits, id);
+      be.download(id, std::as_writable_bytes(std::span(drawn.get(), 1)));
+    };
+    const auto error = [=, &be] {
+      const std::vector<float> values = values_of(be, source);
+      const std::vector<reference::Kept> shares = reference::sampling_shares(mode.args, values);
+      for (const float u : {0.001F, 0.2F, 0.37F, 0.5F, 0.83F, 0.999F}) {
+        *uniform = u;
+        call();
+        bool found = false;
+        for (const reference::Kept& share : shares) {
+          found = found || (share.id == *drawn && share.begin - 1e-5 <= u && u <= share.end + 1e-5);
+        }
+        if (!found) {
+          return 1.0;
+        }
+      }
+      return 0.0;
+    };
+    return PreparedCase{call, error};
+  };
+  return c;
+}
+
+// The new keys and values of one token into the caches of `layers` layers.
+Case kv_append_case(int64_t layers, int64_t G, int64_t D, int64_t P) {
+  Case c{.suite = "inference",
+         .name = fmt::format("kv_append:layers={},G={},D={},P={}", layers, G, D, P),
+         .flops = 0,
+         .bytes = 2.0 * 2.0 * 4.0 * static_cast<double>(layers * G * D)};
+  c.prepare = [=](Backend& be) {
+    auto caches = std::make_shared<std::vector<Tensor>>();
+    for (int64_t i = 0; i < 2 * layers; ++i) {
+      caches->push_back(be.allocate({P, G, D}, DType::f32));
+      be.fill(0.0F, caches->back());
+    }
+    const Tensor row = normal_tensor(be, {1, G, D}, 1.0F, 1);
+    const auto slot = static_cast<int32_t>(P / 2);
+    const Tensor slots = tensor_of(be, std::span(&slot, 1));
+    const auto call = [=, &be] {
+      for (const Tensor& cache : *caches) {
+        be.kv_append(row, slots, cache);
+      }
+      be.synchronize();
+    };
+    const auto error = [=, &be] {
+      call();
+      const std::vector<double> wanted = widened(values_of(be, row));
+      double worst = 0;
+      for (const Tensor& cache : *caches) {
+        worst = std::max(worst, relative_error(values_of(be, cache.slice(P / 2, 1)), wanted));
+      }
+      return worst;
+    };
+    return PreparedCase{call, error};
+  };
+  return c;
+}
+
+}  // namespace
+
+std::vector<Case> sampling_cases() {
+  std::vector<Case> cases;
+  for (const int64_t V : {32000, 151936}) {
+    for (const Mode& mode : modes()) {
+      cases.push_back(sample_case(V, mode));
+    }
+  }
+  cases.push_back(kv_append_case(1, 2, 64, 2048));
+  cases.push_back(kv_append_case(24, 2, 64, 2048));
+  return cases;
+}
+
+}  // namespace wick::bench

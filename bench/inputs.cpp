@@ -1,0 +1,68 @@
+// Random inputs for cases.
+#include "bench/inputs.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "wick/base/random.h"
+
+namespace wick::bench {
+
+std::vector<float> normal_values(int64_t count, float deviation, uint64_t stream) {
+  const Random random(1, stream);
+  std::vector<float> values(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) {
+    values[static_cast<size_t>(i)] = deviation * random.normal(static_cast<uint64_t>(i));
+  }
+  return values;
+}
+
+Tensor normal_tensor(Backend& backend, const Shape& shape, float deviation, uint64_t stream,
+                     DType dtype) {
+  const Tensor wide = tensor_of(backend, normal_values(shape.elements(), deviation, stream), shape);
+  if (dtype == DType::f32) {
+    return wide;
+  }
+  const Tensor narrow = backend.allocate(shape, dtype);
+  backend.cast(wide, narrow);
+  return narrow;
+}
+
+Tensor tensor_of(Backend& backend, std::span<const int32_t> values) {
+  const Tensor tensor = backend.allocate({static_cast<int64_t>(values.size())}, DType::i32);
+  backend.upload(std::as_bytes(values), tensor);
+  return tensor;
+}
+
+Tensor tensor_of(Backend& backend, std::span<const float> values, const Shape& shape) {
+  const Tensor tensor = backend.allocate(shape, DType::f32);
+  backend.upload(std::as_bytes(values), tensor);
+  return tensor;
+}
+
+std::vector<float> values_of(Backend& backend, const Tensor& tensor) {
+  std::vector<float> values(static_cast<size_t>(tensor.elements()));
+  backend.download(tensor, std::as_writable_bytes(std::span(values)));
+  return values;
+}
+
+double relative_error(std::span<const float> got, std::span<const double> wanted) {
+  double largest = 0;
+  double worst = 0;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const double difference = std::abs(static_cast<double>(got[i]) - wanted[i]);
+    if (std::isnan(difference)) {
+      return std::numeric_limits<double>::infinity();
+    }
+    worst = std::max(worst, difference);
+    largest = std::max(largest, std::abs(wanted[i]));
+  }
+  return largest == 0 ? worst : worst / largest;
+}
+
+std::vector<double> widened(std::span<const float> values) {
+  return {values.begin(), values.end()};
+}
+
+}  // namespace wick::bench

@@ -1,0 +1,25 @@
+// Random inputs for cases, and results brought back for checking.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "wick/core/backend.h"
+
+namespace wick::bench {
+
+// Normal numbers of the given deviation; the same for the same `stream`.
+std::vector<float> normal_values(int64_t count, float deviation, uint64_t stream);
+Tensor normal_tensor(Backend& backend, const Shape& shape, float deviation, uint64_t stream,
+                     DType dtype = DType::f32);
+Tensor tensor_of(Backend& backend, std::span<const int32_t> values);
+Tensor tensor_of(Backend& backend, std::span<const float> values, const Shape& shape);
+std::vector<float> values_of(Backend& backend, const Tensor& tensor);
+
+// max |got - wanted| / max |wanted|
+double relative_error(std::span<const float> got, std::span<const double> wanted);
+
+std::vector<double> widened(std::span<const float> values);
+
+}  // namespace wick::bench

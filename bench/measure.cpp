@@ -1,0 +1,60 @@
+// The timing loops behind measure.h.
+#include "bench/measure.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace wick::bench {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double timed(const std::function<void()>& call) {
+  const Clock::time_point start = Clock::now();
+  call();
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+}  // namespace
+
+double Timing::median() const {
+  std::vector<double> sorted = seconds;
+  std::sort(sorted.begin(), sorted.end());
+  const size_t middle = sorted.size() / 2;
+  return sorted.size() % 2 == 1 ? sorted[middle] : 0.5 * (sorted[middle - 1] + sorted[middle]);
+}
+
+double Timing::minimum() const {
+  return *std::min_element(seconds.begin(), seconds.end());
+}
+
+Timing measure(const std::function<void()>& call, const MeasureOptions& options) {
+  return measure_interleaved({&call, 1}, options).front();
+}
+
+std::vector<Timing> measure_interleaved(std::span<const std::function<void()>> calls,
+                                        const MeasureOptions& options) {
+  for (int i = 0; i < options.warm_up_calls; ++i) {
+    for (const std::function<void()>& call : calls) {
+      call();
+    }
+  }
+  std::vector<Timing> timings(calls.size());
+  std::vector<double> totals(calls.size(), 0.0);
+  for (int sample = 0;; ++sample) {
+    const double least = *std::min_element(totals.begin(), totals.end());
+    const double most = *std::max_element(totals.begin(), totals.end());
+    const bool enough = sample >= options.minimum_samples && least >= options.minimum_seconds;
+    if (enough || (sample >= 3 && most >= options.maximum_seconds)) {
+      return timings;
+    }
+    for (size_t i = 0; i < calls.size(); ++i) {
+      const double seconds = timed(calls[i]);
+      timings[i].seconds.push_back(seconds);
+      totals[i] += seconds;
+    }
+  }
+}
+
+}  // namespace wick::bench
