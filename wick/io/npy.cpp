@@ -106,7 +106,7 @@ NpyArray read_npy(const std::filesystem::path& path) {
         "{}: shape {} does not fit the {} bytes of data", path.string(), array.shape.to_string(),
         data.size());
   array.values.resize(elements);
-  std::memcpy(array.values.data(), data.data(), data.size());
+  std::copy(data.begin(), data.end(), reinterpret_cast<char*>(array.values.data()));
   return array;
 }
 

@@ -50,8 +50,8 @@ class SafetensorsFile {
   SafetensorsHeader header_;
 };
 
-// A tensor to write. `fill` is called once, when its turn comes, with exactly the tensor's bytes,
-// so no more than one tensor is in host memory at a time.
+// A tensor to write. `fill` is called once, when its turn comes, with exactly the tensor's bytes
+// (not for an empty one), so no more than one tensor is in host memory at a time.
 struct SafetensorsItem {
   std::string name;
   DType dtype = DType::f32;
