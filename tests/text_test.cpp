@@ -162,6 +162,26 @@ TEST_F(TokenizerTest, NormalizersDoWhatTheirNamesSay) {
   EXPECT_EQ(apply("BertNormalizer", "Hé\u200D\tÖ中\uFFFD"), "he o 中 ");
 }
 
+TEST_F(TokenizerTest, MetaspaceFirstAsksWhereTheInputBegins) {
+  json file = sentencepiece();
+  file["pre_tokenizer"] = json::parse(R"({"type": "Metaspace", "prepend_scheme": "first"})");
+  file["normalizer"] = nullptr;
+  EXPECT_EQ(make(file).encode("ab<s>ab", false), (Ids{6, 1, 3, 4}));
+  // What is left of " ab" begins at the second byte of the input.
+  file["normalizer"] =
+      json::parse(R"({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Strip"}]})");
+  EXPECT_EQ(make(file).encode(" ab", false), (Ids{3, 4}));
+  EXPECT_EQ(make(file).encode("ab", false), Ids{6});
+}
+
+TEST_F(TokenizerTest, AJoinerIsPartOfAWord) {
+  json file = byte_level();
+  file["added_tokens"] = json::parse(R"([{"id": 9, "content": "bc", "single_word": true}])");
+  file.erase("post_processor");
+  EXPECT_EQ(make(file).encode("bc", false), Ids{9});
+  EXPECT_EQ(make(file).encode("\u200Dbc", false), (Ids{1, 2}));
+}
+
 TEST_F(TokenizerTest, TheConfigurationNamesSpecialTokensAndOverridesTheFrame) {
   write("tokenizer.json", sentencepiece().dump());
   write("tokenizer_config.json", R"({"tokenizer_class": "LlamaTokenizer", "add_bos_token": true,

@@ -90,6 +90,9 @@ class Strip : public Normalizer {
     }
     return std::string(text);
   }
+  bool drops_start(std::string_view text) const override {
+    return left_ && !text.empty() && unicode::is_space(unicode::decode_at(text, 0).value);
+  }
 
  private:
   bool left_;
@@ -121,6 +124,10 @@ class Bert : public Normalizer {
                       [](char32_t c) { return !unicode::is_nonspacing_mark(c); });
     }
     return options_.lowercase ? unicode::to_lower(result) : result;
+  }
+  bool drops_start(std::string_view text) const override {
+    const char32_t first = text.empty() ? U' ' : unicode::decode_at(text, 0).value;
+    return options_.clean_text && !is_white(first) && is_dropped(first);
   }
 
  private:
@@ -160,11 +167,20 @@ class Chain : public Normalizer {
   std::string apply(std::string_view text) const override {
     std::string result(text);
     for (const auto& step : steps_) {
-      if (!result.empty() && !step->keeps(result)) {
-        result = step->apply(result);
-      }
+      advance(*step, result);
     }
     return result;
+  }
+  bool drops_start(std::string_view text) const override {
+    std::string result(text.substr(0, kStart));
+    result.resize(unicode::find_invalid_utf8(result));  // the cut may have split a character
+    for (const auto& step : steps_) {
+      if (step->drops_start(result)) {
+        return true;
+      }
+      advance(*step, result);
+    }
+    return false;
   }
   bool keeps(std::string_view text) const override {
     for (const auto& step : steps_) {
@@ -176,6 +192,15 @@ class Chain : public Normalizer {
   }
 
  private:
+  // Enough of a text to see its first character through all steps.
+  static constexpr size_t kStart = 256;
+
+  static void advance(const Normalizer& step, std::string& text) {
+    if (!text.empty() && !step.keeps(text)) {
+      text = step.apply(text);
+    }
+  }
+
   std::vector<std::unique_ptr<const Normalizer>> steps_;
 };
 

@@ -16,6 +16,9 @@ class Normalizer {
   virtual std::string apply(std::string_view text) const = 0;
   // True if `apply` would surely return the text as it is: spares the copy.
   virtual bool keeps(std::string_view) const { return false; }
+  // True if the text's first characters would be stripped: what is left then no longer begins
+  // where the input does.
+  virtual bool drops_start(std::string_view) const { return false; }
 };
 
 std::unique_ptr<const Normalizer> parse_normalizer(const Component& component);

@@ -134,7 +134,8 @@ void Tokenizer::Impl::read_model(const Component& root, const TokenizerJson& jso
   bool raw_bytes = false;
   if (root.has("pre_tokenizer")) {
     const Component part = root.object("pre_tokenizer");
-    raw_bytes = is_bpe && ends_with_byte_level(part);
+    // Fallback would write the byte alphabet's characters in bytes, so it needs to see them.
+    raw_bytes = is_bpe && ends_with_byte_level(part) && !model_part.boolean("byte_fallback", false);
     pretokenizer =
         parse_pretokenizer(part, raw_bytes ? LastByteLevel::kRaw : LastByteLevel::kMapped);
   }
@@ -206,6 +207,8 @@ void Tokenizer::Impl::encode(std::string_view text, std::vector<int32_t>& ids) c
       continue;
     }
     std::string_view part = text.substr(segment.begin, segment.end - segment.begin);
+    const bool at_start =
+        segment.begin == 0 && (normalizer == nullptr || !normalizer->drops_start(part));
     std::string normalized;
     if (normalizer != nullptr && !normalizer->keeps(part)) {
       normalized = normalizer->apply(part);
@@ -218,7 +221,7 @@ void Tokenizer::Impl::encode(std::string_view text, std::vector<int32_t>& ids) c
         ids.push_back(piece.id);
       } else {
         encode_words(part.substr(piece.begin, piece.end - piece.begin),
-                     segment.begin == 0 && piece.begin == 0, *cache, ids);
+                     at_start && piece.begin == 0, *cache, ids);
       }
     }
   }

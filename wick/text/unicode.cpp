@@ -201,7 +201,7 @@ bool is_space(char32_t c) {
 }
 
 bool is_word(char32_t c) {
-  return (CharClasses::table().of(c) & kWord) != 0;
+  return (CharClasses::table().of(c) & kWord) != 0 || c == 0x200C || c == 0x200D;
 }
 
 bool is_numeric(char32_t c) {

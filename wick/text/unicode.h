@@ -74,6 +74,7 @@ class CharClasses {
 };
 
 bool is_space(char32_t c);
+// Oniguruma's word characters and the two joiners, which Rust's \w (used outside Split) counts too.
 bool is_word(char32_t c);
 // General categories Nd, Nl, No.
 bool is_numeric(char32_t c);
