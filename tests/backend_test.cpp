@@ -94,6 +94,7 @@ struct MatmulShape {
   int64_t M, N, K;
 };
 
+// Beside odd sizes: more than one block of depth, and more rows than are packed at a time.
 constexpr std::array<MatmulShape, 11> kMatmulShapes = {{{0, 5, 3},
                                                         {4, 0, 3},
                                                         {3, 5, 0},
@@ -102,9 +103,9 @@ constexpr std::array<MatmulShape, 11> kMatmulShapes = {{{0, 5, 3},
                                                         {3, 37, 1031},
                                                         {7, 64, 16},
                                                         {17, 97, 53},
-                                                        {64, 128, 96},
-                                                        {131, 311, 263},
-                                                        {61, 1030, 517}}};
+                                                        {131, 67, 96},
+                                                        {29, 131, 1031},
+                                                        {7950, 12, 3}}};
 
 TEST_P(Conformance, Matmul) {
   for (const auto [M, N, K] : kMatmulShapes) {

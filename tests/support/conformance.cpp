@@ -1,6 +1,8 @@
 // Cases, random inputs and the comparison of the conformance tests.
 #include "tests/support/conformance.h"
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -161,8 +163,8 @@ void Conformance::expect_outputs(const Kernel& kernel, const std::vector<Values>
       const Values actual = download(*backend, outputs[output]);
       ASSERT_EQ(actual.size(), expected[output].size()) << "output " << output;
       if (backend != backends_.front()) {
-        ASSERT_EQ(std::memcmp(actual.data(), first[output].data(), actual.size() * sizeof(double)),
-                  0)
+        const auto bits = [](double value) { return std::bit_cast<uint64_t>(value); };
+        ASSERT_TRUE(std::ranges::equal(actual, first[output], {}, bits, bits))
             << "output " << output << " depends on the number of threads";
         continue;
       }
