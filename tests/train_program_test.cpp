@@ -211,7 +211,8 @@ TEST_F(TrainProgram, BadRequestsAreNamed) {
   EXPECT_NE(error_of({"--rank", "0"}).find("rank"), std::string::npos);
   EXPECT_NE(error_of({"--alpha", "nan"}).find("alpha"), std::string::npos);
   EXPECT_NE(error_of({"--targets", "q_prj"}).find("q_prj"), std::string::npos);
-  EXPECT_FALSE(fs::exists(path("out") / "adapter_config.json"));
+  // A run that cannot start used to leave an empty folder, which the next one took for a result.
+  EXPECT_FALSE(fs::exists(path("out")));
 }
 
 TEST_F(TrainProgram, EvaluateComparesModelAndAdapter) {

@@ -74,12 +74,12 @@ class Trainer {
   const TrainData& data_;
   const TrainOptions& options_;
   Reporter& reporter_;
-  RunFolder folder_;
   std::unique_ptr<TrainedWeights> weights_;
   AdamW optimizer_;
   Batcher batcher_;
   Schedule schedule_;
   Tensor square_sum_;  // f32 [1]
+  RunFolder folder_;   // last: options that cannot work leave no folder behind
 
   TrainState state_;
   int64_t saved_step_ = -1;
@@ -105,13 +105,13 @@ Trainer::Trainer(Bundle& bundle, const TrainData& data, const TrainOptions& opti
       data_(data),
       options_(options),
       reporter_(reporter),
-      folder_(options.output, options.start),
       weights_(weights_to_train(bundle, options)),
       optimizer_(backend_, weights_->values(), weights_->gradients(),
                  weights_->groups(static_cast<float>(options.weight_decay)), options.adam),
       batcher_(data.train.samples, batch_options_of(options)),
       schedule_(plan_schedule(options, batcher_)),
-      square_sum_(backend_.allocate({1}, DType::f32)) {
+      square_sum_(backend_.allocate({1}, DType::f32)),
+      folder_(options.output, options.start) {
   state_.identity = identity_of(options, data.train, weights_->values().elements());
   if (folder_.resumes()) {
     resume();
