@@ -20,6 +20,6 @@ shift 2
 
 exec "$wick" train --type full --init random --model "$here/base" --data "$corpus" \
   --output "$output" --resume \
-  --epochs 2 --batch-tokens 4096 --max-length 512 --valid-fraction 0.01 \
+  --steps 1420 --batch-tokens 8192 --max-length 512 --valid-fraction 0.01 \
   --learning-rate 3e-3 --schedule cosine --warmup-steps 100 --weight-decay 0.1 --beta2 0.95 \
   --max-grad-norm 1 --seed 1 --report-every 20 --save-every 100 --dtype bf16 "$@"
