@@ -27,6 +27,7 @@ struct SkinnyRows {
 
 struct SkinnySize {
   int64_t n, R;
+  int64_t stride;  // of the rows of w or of g
   float scale;
 };
 
@@ -76,7 +77,7 @@ HWY_INLINE void shrink_tile(const float* const* x, const float* w, const SkinnyS
       left[i] = hn::LoadU(d, x[i] + n);
     }
     WICK_UNROLL for (int64_t r = 0; r < kRanks; ++r) {
-      step(left, r, hn::LoadU(d, w + r * size.n + n));
+      step(left, r, hn::LoadU(d, w + r * size.stride + n));
     }
   }
   if (n < size.n) {
@@ -85,7 +86,7 @@ HWY_INLINE void shrink_tile(const float* const* x, const float* w, const SkinnyS
       left[i] = load_part(d, x[i] + n, rest);
     }
     WICK_UNROLL for (int64_t r = 0; r < kRanks; ++r) {
-      step(left, r, load_part(d, w + r * size.n + n, rest));
+      step(left, r, load_part(d, w + r * size.stride + n, rest));
     }
   }
   WICK_UNROLL for (int64_t i = 0; i < kRows; ++i) {
@@ -110,7 +111,7 @@ HWY_INLINE void shrink_rows(const float* const* x, const float* w, const SkinnyS
   float* to[kRows];
   int64_t r = 0;
   const auto advance = [&](int64_t ranks) {
-    w += ranks * size.n;
+    w += ranks * size.stride;
     r += ranks;
     for (int64_t i = 0; i < kRows; ++i) {
       to[i] = s[i] + r;
@@ -284,7 +285,7 @@ void ExpandOneRow(const float* s, const float* w, const SkinnySize& size, float*
 }
 
 // Columns [first, first + columns) of g, ranks [r, r + kRanks).
-template <int64_t kRanks>
+template <int64_t kRanks, bool kWhole>
 HWY_INLINE void collect_tile(const float* s, const float* x, const SkinnyRows& rows,
                              const SkinnySize& size, int64_t columns, float* g) {
   const DF d;
@@ -295,15 +296,14 @@ HWY_INLINE void collect_tile(const float* s, const float* x, const SkinnyRows& r
       sum[r][j] = hn::Zero(d);
     }
   }
-  const bool whole = columns == kCollectVectors * lanes;
   for (int64_t t = 0; t < rows.count; ++t) {
     VF right[kCollectVectors];
     WICK_UNROLL for (int64_t j = 0; j < kCollectVectors; ++j) {
       const float* from = x + t * rows.wide_stride + j * lanes;
       const int64_t left = columns - j * lanes;
-      right[j] = whole || left >= lanes ? hn::LoadU(d, from)
-                 : left > 0             ? load_part(d, from, left)
-                                        : hn::Zero(d);
+      right[j] = kWhole || left >= lanes ? hn::LoadU(d, from)
+                 : left > 0              ? load_part(d, from, left)
+                                         : hn::Zero(d);
     }
     WICK_UNROLL for (int64_t r = 0; r < kRanks; ++r) {
       const VF left = hn::Set(d, s[t * rows.narrow_stride + r]);
@@ -315,7 +315,7 @@ HWY_INLINE void collect_tile(const float* s, const float* x, const SkinnyRows& r
   const VF scale = hn::Set(d, size.scale);
   WICK_UNROLL for (int64_t r = 0; r < kRanks; ++r) {
     WICK_UNROLL for (int64_t j = 0; j < kCollectVectors; ++j) {
-      float* to = g + r * size.n + j * lanes;
+      float* to = g + r * size.stride + j * lanes;
       const int64_t left = columns - j * lanes;
       if (left >= lanes) {
         hn::StoreU(hn::MulAdd(scale, sum[r][j], hn::LoadU(d, to)), d, to);
@@ -326,18 +326,27 @@ HWY_INLINE void collect_tile(const float* s, const float* x, const SkinnyRows& r
   }
 }
 
+template <bool kWhole>
+HWY_INLINE void collect_columns(const float* s, const float* x, const SkinnyRows& rows,
+                                const SkinnySize& size, int64_t columns, float* g) {
+  int64_t r = 0;
+  for (; r + kCollectRanks <= size.R; r += kCollectRanks) {
+    collect_tile<kCollectRanks, kWhole>(s + r, x, rows, size, columns, g + r * size.stride);
+  }
+  for (; r < size.R; ++r) {
+    collect_tile<1, kWhole>(s + r, x, rows, size, columns, g + r * size.stride);
+  }
+}
+
 void Collect(const float* s, const float* x, const SkinnyRows& rows, const SkinnySize& size,
              int64_t begin, int64_t end, float* g) {
   const int64_t width = kCollectVectors * static_cast<int64_t>(hn::Lanes(DF()));
-  for (int64_t n = begin; n < end; n += width) {
-    const int64_t columns = HWY_MIN(width, end - n);
-    int64_t r = 0;
-    for (; r + kCollectRanks <= size.R; r += kCollectRanks) {
-      collect_tile<kCollectRanks>(s + r, x + n, rows, size, columns, g + r * size.n + n);
-    }
-    for (; r < size.R; ++r) {
-      collect_tile<1>(s + r, x + n, rows, size, columns, g + r * size.n + n);
-    }
+  int64_t n = begin;
+  for (; n + width <= end; n += width) {
+    collect_columns<true>(s, x + n, rows, size, width, g + n);
+  }
+  if (n < end) {
+    collect_columns<false>(s, x + n, rows, size, end - n, g + n);
   }
 }
 
@@ -422,8 +431,8 @@ void forward_of_rows(const Context& context, const Tensor& x, const LoraFactors&
     float* y_rows = y.data<float>() + first * out;
     SkinnyRows rows{rows_of_task, end - begin, in, s.columns()};
     HWY_DYNAMIC_DISPATCH(Shrink)
-    (x_rows, adapter.a.data<float>(), rows, {in, R, 1.0F}, s_rows);
-    const SkinnySize size{out, R, adapter.scaling};
+    (x_rows, adapter.a.data<float>(), rows, {in, R, in, 1.0F}, s_rows);
+    const SkinnySize size{out, R, R, adapter.scaling};
     rows.wide_stride = out;
     if (packed) {
       HWY_DYNAMIC_DISPATCH(Expand)(s_rows, panels.data(), rows, size, y_rows);
@@ -480,9 +489,11 @@ void lora_backward(const Context& context, const Tensor& x, const Tensor& s, con
   const float* a = adapter.a.data<float>();
   const float* b = adapter.b.data<float>();
 
-  const Scratch b_transposed(context.scratch, R * out);
+  // Rows of these are a little longer, so that they do not fall into one set of the first cache.
+  const int64_t stride = out + 16;
+  const Scratch b_transposed(context.scratch, R * stride);
   const Scratch a_panels(context.scratch, dx ? padded(in) * R : 0);
-  HWY_DYNAMIC_DISPATCH(Transpose)(b, R, out, R, b_transposed.data(), out);
+  HWY_DYNAMIC_DISPATCH(Transpose)(b, R, out, R, b_transposed.data(), stride);
   if (dx) {
     pack_panels(context, a, Stored::rank_first, in, R, a_panels.data());
   }
@@ -490,16 +501,16 @@ void lora_backward(const Context& context, const Tensor& x, const Tensor& s, con
     SkinnyRows rows{nullptr, end - begin, out, R};
     float* ds_rows = ds.data<float>() + begin * R;
     HWY_DYNAMIC_DISPATCH(Shrink)
-    (dy.data<float>() + begin * out, b_transposed.data(), rows, {out, R, scaling}, ds_rows);
+    (dy.data<float>() + begin * out, b_transposed.data(), rows, {out, R, stride, scaling}, ds_rows);
     if (dx) {
       rows.wide_stride = in;
       HWY_DYNAMIC_DISPATCH(Expand)
-      (ds_rows, a_panels.data(), rows, {in, R, 1.0F}, dx.data<float>() + begin * in);
+      (ds_rows, a_panels.data(), rows, {in, R, in, 1.0F}, dx.data<float>() + begin * in);
     }
   });
 
   // The gradients of A and B in one run: first the columns of A's, then those of B's (transposed).
-  const Scratch db_transposed(context.scratch, R * out);
+  const Scratch db_transposed(context.scratch, R * stride);
   const bool serial = T * R * (in + out) < kSerialProducts;
   const int64_t columns = serial ? std::max<int64_t>({in, out, 1}) : 192;
   const int64_t a_tasks = (in + columns - 1) / columns;
@@ -508,7 +519,7 @@ void lora_backward(const Context& context, const Tensor& x, const Tensor& s, con
     if (task < a_tasks) {
       const int64_t begin = task * columns;
       HWY_DYNAMIC_DISPATCH(Collect)
-      (ds.data<float>(), x.data<float>(), {nullptr, T, in, R}, {in, R, 1.0F}, begin,
+      (ds.data<float>(), x.data<float>(), {nullptr, T, in, R}, {in, R, in, 1.0F}, begin,
        std::min(in, begin + columns), da.data<float>());
       return;
     }
@@ -516,11 +527,12 @@ void lora_backward(const Context& context, const Tensor& x, const Tensor& s, con
     const int64_t end = std::min(out, begin + columns);
     float* sums = db_transposed.data();
     HWY_DYNAMIC_DISPATCH(Transpose)
-    (db.data<float>() + begin * R, R, end - begin, R, sums + begin, out);
+    (db.data<float>() + begin * R, R, end - begin, R, sums + begin, stride);
     HWY_DYNAMIC_DISPATCH(Collect)
-    (s.data<float>(), dy.data<float>(), {nullptr, T, out, R}, {out, R, scaling}, begin, end, sums);
+    (s.data<float>(), dy.data<float>(), {nullptr, T, out, R}, {out, R, stride, scaling}, begin, end,
+     sums);
     HWY_DYNAMIC_DISPATCH(Transpose)
-    (sums + begin, out, R, end - begin, db.data<float>() + begin * R, R);
+    (sums + begin, stride, R, end - begin, db.data<float>() + begin * R, R);
   };
   if (serial) {
     for (int64_t task = 0; task < a_tasks + b_tasks; ++task) {

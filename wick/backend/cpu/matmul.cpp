@@ -392,7 +392,7 @@ struct Cut {
 
 Cut cut_result(int64_t M, int64_t N, int64_t K) {
   constexpr int64_t kColumns = 64;  // their packed weights stay in the second cache
-  constexpr int64_t kWantedTasks = 12;
+  constexpr int64_t kWantedTasks = 8;
   if (M * N * K < kSerialProducts) {
     return {M, N};
   }

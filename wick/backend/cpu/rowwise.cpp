@@ -209,6 +209,53 @@ void NarrowToF16(const float* x, int64_t count, F16* y) {
   }
 }
 
+// The words of `blocks` Philox blocks from number `first` on, as Random::block gives them.
+void RandomWords(uint64_t seed, uint64_t stream, uint64_t first, int64_t blocks, uint32_t* words) {
+  int64_t block = 0;
+#if HWY_TARGET != HWY_SCALAR
+  const hn::ScalableTag<uint32_t> d;
+  const hn::Repartition<uint64_t, decltype(d)> wide;
+  using V = hn::Vec<decltype(d)>;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  struct Product {
+    V high, low;
+  };
+  const auto multiply = [&](V a, V b) HWY_ATTR {
+    const auto even = hn::MulEven(a, b);
+    const auto odd = hn::MulEven(hn::BitCast(d, hn::ShiftRight<32>(hn::BitCast(wide, a))), b);
+    return Product{hn::OddEven(hn::BitCast(d, odd), hn::BitCast(d, hn::ShiftRight<32>(even))),
+                   hn::OddEven(hn::BitCast(d, hn::ShiftLeft<32>(odd)), hn::BitCast(d, even))};
+  };
+  const bool one_high_word = (first >> 32) == ((first + blocks + lanes) >> 32);
+  for (; one_high_word && block + lanes <= blocks; block += lanes) {
+    const auto low = static_cast<uint32_t>(first + block);
+    V c0 = hn::Iota(d, low);
+    V c1 = hn::Set(d, static_cast<uint32_t>(first >> 32));
+    V c2 = hn::Set(d, static_cast<uint32_t>(stream));
+    V c3 = hn::Set(d, static_cast<uint32_t>(stream >> 32));
+    auto key0 = static_cast<uint32_t>(seed);
+    auto key1 = static_cast<uint32_t>(seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+      const Product p0 = multiply(c0, hn::Set(d, 0xD2511F53U));
+      const Product p1 = multiply(c2, hn::Set(d, 0xCD9E8D57U));
+      c0 = hn::Xor(hn::Xor(p1.high, c1), hn::Set(d, key0));
+      c1 = p1.low;
+      c2 = hn::Xor(hn::Xor(p0.high, c3), hn::Set(d, key1));
+      c3 = p0.low;
+      key0 += 0x9E3779B9U;
+      key1 += 0xBB67AE85U;
+    }
+    hn::StoreInterleaved4(c0, c1, c2, c3, d, words + 4 * block);
+  }
+#endif
+  const Random random(seed, stream);
+  for (; block < blocks; ++block) {
+    for (uint64_t i = 0; i < 4; ++i) {
+      words[4 * block + i] = random.bits(4 * (first + block) + i);
+    }
+  }
+}
+
 // Multiplies by the scale where the word of random bits reaches the threshold.
 void ApplyDropout(const float* x, const uint32_t* words, float probability, int64_t count,
                   float* y) {
@@ -253,6 +300,7 @@ HWY_EXPORT(WidenBf16);
 HWY_EXPORT(WidenF16);
 HWY_EXPORT(NarrowToBf16);
 HWY_EXPORT(NarrowToF16);
+HWY_EXPORT(RandomWords);
 HWY_EXPORT(ApplyDropout);
 
 namespace {
@@ -392,17 +440,14 @@ void cast(const Context& context, const Tensor& x, const Tensor& y) {
 }
 
 void dropout(const Context& context, const Tensor& x, const DropoutArgs& args, const Tensor& y) {
-  const Random random(args.seed, args.stream);
   for_ranges(context, y.elements(), kTaskElements, [&](int64_t begin, int64_t end) {
     constexpr int64_t kWords = 1024;
     static_assert(kTaskElements % kWords == 0 && kWords % 4 == 0);
     uint32_t words[kWords];
     for (int64_t first = begin; first < end; first += kWords) {
       const int64_t count = std::min(kWords, end - first);
-      for (int64_t i = 0; i < count; i += 4) {
-        const std::array<uint32_t, 4> block = random.block((first + i) / 4);
-        std::memcpy(words + i, block.data(), sizeof(block));
-      }
+      HWY_DYNAMIC_DISPATCH(RandomWords)
+      (args.seed, args.stream, first / 4, (count + 3) / 4, words);
       HWY_DYNAMIC_DISPATCH(ApplyDropout)
       (x.data<float>() + first, words, args.probability, count, y.data<float>() + first);
     }
