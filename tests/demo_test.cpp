@@ -7,10 +7,13 @@
 #include <sstream>
 
 #include "support/test_data.h"
+#include "wick/backend/registry.h"
 #include "wick/data/masking.h"
 #include "wick/data/records.h"
+#include "wick/models/bundle.h"
 #include "wick/models/model_config.h"
 #include "wick/text/tokenizer.h"
+#include "wick/train/evaluate.h"
 
 namespace wick {
 namespace {
@@ -113,6 +116,22 @@ TEST(DemoBase, IsASmallModelWithItsOwnTokenizer) {
     bytes += file.is_regular_file() ? file.file_size() : 0;
   }
   EXPECT_LE(bytes, uintmax_t{16} << 20);
+}
+
+TEST(DemoBase, HoldsTrainedWeights) {
+  const auto backend = make_backend("cpu");
+  const Bundle base = open_bundle(*backend, kDemo / "base");
+  for (const Parameter* parameter : base.decoder->parameters()) {
+    const bool matrix = parameter->value.shape().rank() == 2;
+    EXPECT_EQ(parameter->value.dtype(), matrix ? DType::bf16 : DType::f32) << parameter->name;
+  }
+  Record record;
+  record.text =
+      "She was in the house with her mother and the old prince.\n\n"
+      "name: Bruno\ncity: Oslo\nage: 417\nThe city is Oslo.\nThe age is 417.";
+  const std::vector<Sample> samples = {encode_record(base.tokenizer, record, TrainOn::all)};
+  // Guessing costs ln(3072) = 8.03 a token.
+  EXPECT_LT(evaluate(*base.decoder, samples).loss, 4.0);
 }
 
 TEST(DemoBase, EncodesEveryDigitAloneAndEveryRecordWhole) {
