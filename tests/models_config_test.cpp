@@ -232,8 +232,8 @@ TEST(ModelConfig, RefusesWhatIsNotAConfig) {
 
 TEST(ModelConfig, RefusesModelsThatItWouldComputeWrongly) {
   EXPECT_EQ(error_with({{"quantization_config", {{"quant_method", "gptq"}}}}),
-            "f: has \"quantization_config\": quantised weights cannot be loaded; use the "
-            "unquantised model");
+            "f: \"quantization_config\": the weights are quantised by \"gptq\", which wick cannot "
+            "read (MLX's affine quantisation is all that it knows): use the unquantised model");
   EXPECT_EQ(error_with({{"hidden_act", "gelu"}}),
             "f: \"hidden_act\" is \"gelu\"; wick knows silu for family llama");
 }

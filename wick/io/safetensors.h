@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -49,6 +50,9 @@ class SafetensorsFile {
   std::shared_ptr<const MappedFile> file_;
   SafetensorsHeader header_;
 };
+
+// The file that holds each tensor of a model, by the tensor's name.
+using SafetensorsFiles = std::map<std::string, std::shared_ptr<const SafetensorsFile>, std::less<>>;
 
 // A tensor to write. `fill` is called once, when its turn comes, with exactly the tensor's bytes
 // (not for an empty one), so no more than one tensor is in host memory at a time.

@@ -5,6 +5,7 @@
 
 #include "wick/base/error.h"
 #include "wick/io/json_file.h"
+#include "wick/io/mlx_quantized.h"
 #include "wick/io/safetensors.h"
 
 namespace wick {
@@ -14,15 +15,14 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kSingleFile = "model.safetensors";
+constexpr const char* kConfigFile = "config.json";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
 constexpr size_t kMaxIndexBytes = 100'000'000;
-
-using FileOfTensor = std::map<std::string, std::shared_ptr<const SafetensorsFile>, std::less<>>;
 
 // One file, or several behind an index: each name leads to the file that holds it.
 class SafetensorsWeights : public WeightSource {
  public:
-  SafetensorsWeights(std::string description, FileOfTensor of)
+  SafetensorsWeights(std::string description, SafetensorsFiles of)
       : description_(std::move(description)), file_of_(std::move(of)) {}
 
   std::string description() const override { return description_; }
@@ -50,16 +50,16 @@ class SafetensorsWeights : public WeightSource {
   }
 
   std::string description_;
-  FileOfTensor file_of_;
+  SafetensorsFiles file_of_;
 };
 
-std::unique_ptr<WeightSource> open_single(const std::filesystem::path& path) {
+SafetensorsFiles open_single(const std::filesystem::path& path) {
   const auto file = std::make_shared<const SafetensorsFile>(path);
-  FileOfTensor file_of;
+  SafetensorsFiles file_of;
   for (const auto& [name, entry] : file->entries()) {
     file_of.emplace(name, file);
   }
-  return std::make_unique<SafetensorsWeights>(path.string(), std::move(file_of));
+  return file_of;
 }
 
 // Tensor name to shard file name.
@@ -81,9 +81,9 @@ std::map<std::string, std::string> read_index(const std::filesystem::path& path)
   return shard_of;
 }
 
-std::unique_ptr<WeightSource> open_shards(const std::filesystem::path& index) {
+SafetensorsFiles open_shards(const std::filesystem::path& index) {
   std::map<std::string, std::shared_ptr<const SafetensorsFile>> shards;
-  FileOfTensor file_of;
+  SafetensorsFiles file_of;
   for (const auto& [name, file] : read_index(index)) {
     std::shared_ptr<const SafetensorsFile>& shard = shards[file];
     if (shard == nullptr) {
@@ -97,7 +97,21 @@ std::unique_ptr<WeightSource> open_shards(const std::filesystem::path& index) {
           index.string(), name, file);
     file_of.emplace(name, shard);
   }
-  return std::make_unique<SafetensorsWeights>(index.string(), std::move(file_of));
+  return file_of;
+}
+
+// Plain or, where the folder's config.json says so, dequantised.
+std::unique_ptr<WeightSource> as_source(const std::filesystem::path& folder, const char* file,
+                                        SafetensorsFiles file_of) {
+  const std::filesystem::path config = folder / kConfigFile;
+  std::string description = (folder / file).string();
+  if (std::filesystem::exists(config)) {
+    const auto quantization = read_mlx_quantization(read_json_object(config), config.string());
+    if (quantization.has_value()) {
+      return dequantized_mlx_weights(std::move(description), std::move(file_of), *quantization);
+    }
+  }
+  return std::make_unique<SafetensorsWeights>(std::move(description), std::move(file_of));
 }
 
 }  // namespace
@@ -120,10 +134,10 @@ bool has_weights(const std::filesystem::path& folder) {
 
 std::unique_ptr<WeightSource> open_weights(const std::filesystem::path& folder) {
   if (std::filesystem::exists(folder / kSingleFile)) {
-    return open_single(folder / kSingleFile);
+    return as_source(folder, kSingleFile, open_single(folder / kSingleFile));
   }
   if (std::filesystem::exists(folder / kIndexFile)) {
-    return open_shards(folder / kIndexFile);
+    return as_source(folder, kIndexFile, open_shards(folder / kIndexFile));
   }
   for (const char* other : {"pytorch_model.bin", "pytorch_model.bin.index.json"}) {
     check(!std::filesystem::exists(folder / other),

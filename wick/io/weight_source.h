@@ -42,6 +42,7 @@ class WeightSource {
 };
 
 // A model folder's `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+// Where its config.json says that MLX has quantised them, they are dequantised (mlx_quantized.h).
 std::unique_ptr<WeightSource> open_weights(const std::filesystem::path& folder);
 // Whether the folder has either.
 bool has_weights(const std::filesystem::path& folder);

@@ -144,6 +144,8 @@ std::string new_config(const fs::path& source, DType dtype, bool tied) {
     json.erase("torch_dtype");
   }
   json["tie_word_embeddings"] = tied;
+  json.erase("quantization");  // the weights are written plain, however they were read
+  json.erase("quantization_config");
   return json.dump(2) + "\n";
 }
 

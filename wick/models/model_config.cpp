@@ -10,6 +10,7 @@
 #include "wick/base/error.h"
 #include "wick/base/file.h"
 #include "wick/io/json_file.h"
+#include "wick/io/mlx_quantized.h"
 
 namespace wick {
 
@@ -139,11 +140,6 @@ const Family& family_of(const Reader& config) {
 }
 
 void check_supported(const Reader& config, const Family& family) {
-  for (const char* key : {"quantization_config", "quantization"}) {
-    check(config.find(key) == nullptr,
-          "{}: has \"{}\": quantised weights cannot be loaded; use the unquantised model",
-          config.where(), key);
-  }
   const std::string activation = config.text("hidden_act").value_or("silu");
   check(activation == "silu" || activation == "swish",
         "{}: \"hidden_act\" is {}; wick knows silu for family {}", config.where(),
@@ -329,6 +325,7 @@ ModelConfig parse_model_config_text(std::string_view text, std::string_view name
   const Reader config(json, std::string(name));
   const Family& family = family_of(config);
   check_supported(config, family);
+  read_mlx_quantization(json, config.where());  // refuses what weight sources cannot read
   ModelConfig out;
   out.family = family.name;
   read_sizes(config, family, out);
