@@ -59,7 +59,6 @@ void multiply_few_rows(const FewRowsProduct& p, const F16* b) {
   HWY_DYNAMIC_DISPATCH(MultiplyFewRowsF16)(p, b);
 }
 
-constexpr int64_t kFewRows = 8;
 constexpr int64_t kSerialProducts = 150'000;  // below, a second thread costs more than it saves
 
 int64_t ceil_div(int64_t a, int64_t b) {
@@ -131,10 +130,11 @@ void multiply_packed(const Context& context, const Tensor& a, const Tensor& b,
                      const Tensor& c) {
   const auto [M, N, K] = sizes;
   const bool transposed = args.form == MatmulForm::nt;
+  const int64_t depth_blocks = std::max<int64_t>(1, ceil_div(K, kDepth));
+  const int64_t row_floats = depth_blocks * kLeftStride;
   // Rows that are packed at a time: some 16 MiB.
-  const int64_t most_rows =
-      std::max<int64_t>(512, (int64_t{1} << 22) / (ceil_div(K, kDepth) * kLeftStride));
-  const Scratch left(context.scratch, ceil_div(K, kDepth) * kLeftStride * std::min(M, most_rows));
+  const int64_t most_rows = std::max<int64_t>(512, (int64_t{1} << 22) / row_floats);
+  const Scratch left(context.scratch, row_floats * std::min(M, most_rows));
   for (int64_t m0 = 0; m0 < M; m0 += most_rows) {
     const int64_t rows = std::min(most_rows, M - m0);
     pack_left(context, a, args.form, sizes, m0, rows, left.data());
@@ -151,7 +151,7 @@ void multiply_packed(const Context& context, const Tensor& a, const Tensor& b,
       p.c_stride = N;
       const Scratch right(context.scratch, ceil_div(p.N, width) * width * std::min(K, kDepth));
       p.right = right.data();
-      for (int64_t k = 0; k < K; k += kDepth) {
+      for (int64_t k = 0; k == 0 || k < K; k += kDepth) {  // without depth, c is still to be set
         p.K = std::min(kDepth, K - k);
         p.left = left.data() + (k / kDepth * rows + m) * kLeftStride;
         p.accumulate = args.accumulate || k > 0;
@@ -184,7 +184,7 @@ void matmul(const Context& context, const Tensor& a, const Tensor& b, const Matm
     });
     bias = wide_bias.data();
   }
-  if (sizes.K == 0 || (args.form == MatmulForm::nt && sizes.M <= kFewRows)) {
+  if (args.form == MatmulForm::nt && sizes.M <= kFewRows) {
     multiply_by_dots(context, a, b, args, sizes, bias, c);
   } else {
     multiply_packed(context, a, b, args, sizes, bias, c);
