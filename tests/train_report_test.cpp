@@ -82,6 +82,7 @@ TEST(LossChart, DrawsEveryFinitePointWithinTheFrame) {
   // x from step 0 to 30 over 64..780; y from loss 1 (bottom, 372) to 3 (top, 28).
   EXPECT_NE(svg.find("points=\"302.7,28.0 780.0,372.0\""), std::string::npos) << svg;
   EXPECT_NE(svg.find("points=\"780.0,286.0\""), std::string::npos) << svg;
+  EXPECT_NE(svg.find("<circle cx=\"780.0\" cy=\"286.0\""), std::string::npos) << svg;
   EXPECT_NE(svg.find("validation loss"), std::string::npos);
   EXPECT_EQ(draw_loss_chart({}, {}).find("polyline"), std::string::npos);
 }

@@ -11,6 +11,7 @@ namespace wick {
 
 namespace {
 
+constexpr size_t kMostDots = 40;
 constexpr double kWidth = 800;
 constexpr double kHeight = 420;
 constexpr double kLeft = 64;
@@ -96,12 +97,19 @@ std::string grid(const Frame& frame) {
   return svg;
 }
 
+// With a dot at each point where they are few: a line of one point would not be seen.
 std::string line(const Frame& frame, std::span<const LossPoint> points, const char* colour) {
   std::string path;
+  std::string dots;
   for (const LossPoint& point : points) {
     if (std::isfinite(point.loss)) {
-      path += fmt::format("{:.1f},{:.1f} ", frame.at_x(static_cast<double>(point.step)),
-                          frame.at_y(point.loss));
+      const double x = frame.at_x(static_cast<double>(point.step));
+      const double y = frame.at_y(point.loss);
+      path += fmt::format("{:.1f},{:.1f} ", x, y);
+      if (points.size() <= kMostDots) {
+        dots += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"3.5\" fill=\"{}\"/>\n", x, y,
+                            colour);
+      }
     }
   }
   if (path.empty()) {
@@ -109,9 +117,10 @@ std::string line(const Frame& frame, std::span<const LossPoint> points, const ch
   }
   path.pop_back();
   return fmt::format(
-      "<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\" "
-      "stroke-linejoin=\"round\"/>\n",
-      path, colour);
+             "<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\" "
+             "stroke-linejoin=\"round\"/>\n",
+             path, colour) +
+         dots;
 }
 
 std::string legend_entry(double x, const char* colour, const char* name) {
