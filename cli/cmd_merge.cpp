@@ -62,6 +62,10 @@ void add_merge(CLI::App& app) {
       ->capture_default_str();
   verb->add_flag("--overwrite", flags->overwrite, "Replace a model that the output folder holds");
   flags->device.add_to(*verb);
+  verb->footer(
+      "Examples:\n"
+      "  wick merge --model qwen2.5-0.5b --adapter adapter --output merged\n"
+      "  wick merge --model base --adapter adapter --output merged --dtype f32 --overwrite");
   verb->callback([flags] { merge(*flags); });
 }
 
