@@ -29,7 +29,7 @@ struct RowShape {
 };
 
 constexpr std::array<RowShape, 7> kRowShapes = {
-    {{0, 5}, {1, 1}, {1, 67}, {3, 16}, {13, 131}, {64, 96}, {37, 1030}}};
+    {{0, 5}, {1, 1}, {1, 67}, {3, 16}, {13, 131}, {64, 96}, {70, 1030}}};
 
 TEST_P(Conformance, RmsNormAndItsGradient) {
   for (const auto [T, C] : kRowShapes) {

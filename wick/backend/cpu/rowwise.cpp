@@ -36,6 +36,12 @@ namespace {
 
 constexpr int64_t kTaskElements = 16384;
 
+// Elements of a task: all of them while a second thread would cost more than it saves.
+int64_t task_elements(int64_t elements) {
+  constexpr int64_t kSerialElements = 65536;
+  return elements <= kSerialElements ? kSerialElements : kTaskElements;
+}
+
 // Overloads by the stored type, for with_elements.
 void norm_rows(const float* x, const float* weight, float eps, int64_t T, int64_t C, float* y,
                float* rstd) {
@@ -88,12 +94,13 @@ void narrow(const float* x, int64_t count, F16* y) {
 void rms_norm(const Context& context, const Tensor& x, const Tensor& weight, float eps,
               const Tensor& y, const Tensor& rstd) {
   const int64_t C = x.columns();
-  for_ranges(context, x.rows(), rows_of(kTaskElements, C), [&](int64_t begin, int64_t end) {
-    with_elements(weight, [&](const auto* weights) {
-      norm_rows(x.data<float>() + begin * C, weights, eps, end - begin, C,
-                y.data<float>() + begin * C, rstd ? rstd.data<float>() + begin : nullptr);
-    });
-  });
+  for_ranges(
+      context, x.rows(), rows_of(task_elements(x.elements()), C), [&](int64_t begin, int64_t end) {
+        with_elements(weight, [&](const auto* weights) {
+          norm_rows(x.data<float>() + begin * C, weights, eps, end - begin, C,
+                    y.data<float>() + begin * C, rstd ? rstd.data<float>() + begin : nullptr);
+        });
+      });
 }
 
 void rms_norm_backward(const Context& context, const RmsNormResults& forward, bool accumulate,
@@ -109,7 +116,7 @@ void rms_norm_backward(const Context& context, const RmsNormResults& forward, bo
       (x + begin, rstd, dy + begin, T, C, end - begin, dweight.data<float>() + begin);
     });
   }
-  for_ranges(context, T, rows_of(kTaskElements, C), [&](int64_t begin, int64_t end) {
+  for_ranges(context, T, rows_of(task_elements(T * C), C), [&](int64_t begin, int64_t end) {
     with_elements(forward.weight, [&](const auto* weights) {
       norm_rows_backward(x + begin * C, weights, rstd + begin, dy + begin * C, accumulate,
                          end - begin, C, dx.data<float>() + begin * C);
@@ -120,7 +127,7 @@ void rms_norm_backward(const Context& context, const RmsNormResults& forward, bo
 void gate(const Context& context, const Tensor& g, const Tensor& u, Activation activation,
           const Tensor& h) {
   const bool gelu = activation == Activation::gelu_tanh;
-  for_ranges(context, g.elements(), kTaskElements, [&](int64_t begin, int64_t end) {
+  for_ranges(context, g.elements(), task_elements(g.elements()), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(Gate)
     (g.data<float>() + begin, u.data<float>() + begin, gelu, end - begin, h.data<float>() + begin);
   });
@@ -129,7 +136,7 @@ void gate(const Context& context, const Tensor& g, const Tensor& u, Activation a
 void gate_backward(const Context& context, const Tensor& g, const Tensor& u, const Tensor& dh,
                    Activation activation, const Tensor& dg, const Tensor& du) {
   const bool gelu = activation == Activation::gelu_tanh;
-  for_ranges(context, g.elements(), kTaskElements, [&](int64_t begin, int64_t end) {
+  for_ranges(context, g.elements(), task_elements(g.elements()), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(GateBackward)
     (g.data<float>() + begin, u.data<float>() + begin, dh.data<float>() + begin, gelu, end - begin,
      dg.data<float>() + begin, du.data<float>() + begin);
@@ -137,20 +144,20 @@ void gate_backward(const Context& context, const Tensor& g, const Tensor& u, con
 }
 
 void add(const Context& context, const Tensor& a, const Tensor& b, const Tensor& y) {
-  for_ranges(context, y.elements(), kTaskElements, [&](int64_t begin, int64_t end) {
+  for_ranges(context, y.elements(), task_elements(y.elements()), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(Add)
     (a.data<float>() + begin, b.data<float>() + begin, end - begin, y.data<float>() + begin);
   });
 }
 
 void fill(const Context& context, float value, const Tensor& y) {
-  for_ranges(context, y.elements(), kTaskElements, [&](int64_t begin, int64_t end) {
+  for_ranges(context, y.elements(), task_elements(y.elements()), [&](int64_t begin, int64_t end) {
     std::fill(y.data<float>() + begin, y.data<float>() + end, value);
   });
 }
 
 void cast(const Context& context, const Tensor& x, const Tensor& y) {
-  for_ranges(context, y.elements(), kTaskElements, [&](int64_t begin, int64_t end) {
+  for_ranges(context, y.elements(), task_elements(y.elements()), [&](int64_t begin, int64_t end) {
     const int64_t count = end - begin;
     if (x.dtype() == y.dtype()) {
       const size_t size = size_of(x.dtype());
@@ -169,7 +176,7 @@ void cast(const Context& context, const Tensor& x, const Tensor& y) {
 }
 
 void dropout(const Context& context, const Tensor& x, const DropoutArgs& args, const Tensor& y) {
-  for_ranges(context, y.elements(), kTaskElements, [&](int64_t begin, int64_t end) {
+  for_ranges(context, y.elements(), task_elements(y.elements()), [&](int64_t begin, int64_t end) {
     constexpr int64_t kWords = 1024;
     static_assert(kTaskElements % kWords == 0 && kWords % 4 == 0);
     uint32_t words[kWords];
@@ -185,13 +192,14 @@ void dropout(const Context& context, const Tensor& x, const DropoutArgs& args, c
 
 void gather_rows(const Context& context, const Tensor& table, const Tensor& ids, const Tensor& y) {
   const int64_t C = table.columns();
-  for_ranges(context, ids.elements(), rows_of(kTaskElements, C), [&](int64_t begin, int64_t end) {
-    with_elements(table, [&](const auto* rows) {
-      for (int64_t t = begin; t < end; ++t) {
-        widen(rows + ids.data<int32_t>()[t] * C, C, y.data<float>() + t * C);
-      }
-    });
-  });
+  for_ranges(context, ids.elements(), rows_of(task_elements(y.elements()), C),
+             [&](int64_t begin, int64_t end) {
+               with_elements(table, [&](const auto* rows) {
+                 for (int64_t t = begin; t < end; ++t) {
+                   widen(rows + ids.data<int32_t>()[t] * C, C, y.data<float>() + t * C);
+                 }
+               });
+             });
 }
 
 void scatter_add_rows(const Context& context, const Tensor& x, const Tensor& ids,
