@@ -107,6 +107,13 @@ class CheckHouse(unittest.TestCase):
         text = "// X.\n#define WICK_MASKS 1\n#if WICK_MASKS\n#endif\n"
         self.assertEqual(self.run_on({"wick/io/x.cpp": text}), (0, ""))
 
+    def test_types_of_one_name(self):
+        # Two structs named Piece once shared one move constructor, and with it a stack overflow.
+        changes = {"wick/text/x.h": HEADER + "struct Piece {\n", "wick/data/y.h": HEADER + "struct Piece {\n"}
+        status, output = self.run_on(changes)
+        self.assertEqual(status, 1)
+        self.assertEqual(output, "wick/text/x.h:3: wick/data/y.h defines a type Piece too: rename one\n")
+
     def test_file_without_a_first_line(self):
         self.assert_found("wick/io/x.cpp", "int x;\n", "wick/io/x.cpp:1", "first line")
 

@@ -6,7 +6,8 @@ Includes go down only: a folder may include itself and the folders that MAY_INCL
 no two files include each other in a circle. The library never prints (but for wick/base/log.cpp),
 never ends the process, and lets errors pass up to cli/main.cpp: a catch of everything must throw
 again. Build flags (a WICK_... that no source file defines) are read in wick/backend/registry.cpp
-alone. A file opens with a line that says what it is for, and holds nothing unfinished.
+alone. No two headers define a type of one name: the linker would pick one of their functions for
+both. A file opens with a line that says what it is for, and holds nothing unfinished.
 """
 
 import re
@@ -51,6 +52,7 @@ DEFINE = re.compile(r"^\s*#\s*define\s+(WICK_\w+)")
 # A header once a file, or once an instruction set (Highway's toggling guard).
 GUARD = re.compile(r"^#pragma once$|\bHWY_TARGET_TOGGLE\b", re.MULTILINE)
 UNFINISHED = re.compile(r"\b(?:TODO|FIXME|XXX)\b")
+TYPE = re.compile(r"^(?:struct|class|enum class|union) (\w+)(?:\s+final)?\s*(?::.*)?\{")
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"')
 HANDLER_LINES = 5  # how far down a handler's throw is looked for
 
@@ -115,6 +117,17 @@ def check_lines(file, lines, root, own_macros):
                 yield number, f"build flags ({flag}) are read in wick/backend/registry.cpp alone"
 
 
+def find_twins(files):
+    """Yields (file, line number, message) for each type of a header that an earlier header defines too."""
+    first = {}
+    for file in (name for name in files if name.endswith(".h")):
+        for number, line in enumerate(files[file], 1):
+            defined = TYPE.match(line)
+            if defined and first.setdefault(defined.group(1), file) != file:
+                name = defined.group(1)
+                yield file, number, f"{first[name]} defines a type {name} too: rename one"
+
+
 def find_circles(includes):
     """Yields each circle of files that include each other, found once, as a list of files."""
     state = {}  # file: "open" while it is on the path, "done" afterwards
@@ -147,6 +160,7 @@ def check_house(root):
         findings += [f"{file}:{number}: {message}" for number, message in check_lines(file, lines, root, own_macros)]
         matches = [(number, INCLUDE.match(line)) for number, line in enumerate(lines, 1)]
         includes[file] = {match.group(1): number for number, match in matches if match}
+    findings += [f"{file}:{number}: {message}" for file, number, message in find_twins(files)]
     for circle in find_circles(includes):
         line = includes[circle[-2]][circle[-1]]
         findings.append(f"{circle[-2]}:{line}: a circle of includes: {' -> '.join(circle)}")

@@ -12,8 +12,8 @@ std::string turn_start(const Message& message) {
   return "<|im_start|>" + message.role + "\n";
 }
 
-std::vector<Piece> chat_pieces(const std::vector<Message>& messages) {
-  std::vector<Piece> pieces;
+std::vector<RecordPiece> chat_pieces(const std::vector<Message>& messages) {
+  std::vector<RecordPiece> pieces;
   std::string given;  // text since the last assistant turn
   for (const Message& message : messages) {
     given += turn_start(message);
@@ -49,7 +49,7 @@ std::vector<int32_t> encode_after(const Tokenizer& tokenizer, const std::string&
 
 }  // namespace
 
-std::vector<Piece> pieces_of(const Record& record) {
+std::vector<RecordPiece> pieces_of(const Record& record) {
   switch (record.form) {
     case Record::Form::completion:
       return {{record.prompt, false}, {record.completion, true}};
@@ -81,8 +81,8 @@ Sample encode_record(const Tokenizer& tokenizer, const Record& record, TrainOn t
   const std::optional<int32_t> eos = tokenizer.eos_id();
   Sample sample;
   const std::string* before = nullptr;
-  const std::vector<Piece> pieces = pieces_of(record);
-  for (const Piece& piece : pieces) {
+  const std::vector<RecordPiece> pieces = pieces_of(record);
+  for (const RecordPiece& piece : pieces) {
     std::vector<int32_t> ids = before == nullptr ? tokenizer.encode(piece.text, true)
                                                  : encode_after(tokenizer, *before, piece.text);
     if (before == nullptr && eos && !ids.empty() && ids.back() == *eos) {

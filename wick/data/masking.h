@@ -16,13 +16,13 @@ enum class TrainOn : uint8_t {
   all,         // every token, prompts too
 };
 
-struct Piece {
+struct RecordPiece {
   std::string text;
   bool is_target = false;
 };
 
 // Chats are rendered as ChatML: "<|im_start|>role\ncontent<|im_end|>\n".
-std::vector<Piece> pieces_of(const Record& record);
+std::vector<RecordPiece> pieces_of(const Record& record);
 
 // The prompt of a record as it is given to a model that is to continue it: the prompt itself, or
 // the chat up to where the last assistant turn begins. Empty for a text.
