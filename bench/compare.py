@@ -90,7 +90,8 @@ def time_case(case, active, arguments):
 def run(arguments):
     listing = subprocess.run([arguments.wick, "bench", "list", "--suite", arguments.suite], check=True,
                              capture_output=True, text=True)
-    cases = [case for case in json.loads(listing.stdout)["cases"] if arguments.filter in case["name"]]
+    cases = [case for case in json.loads(listing.stdout)["cases"] if arguments.filter in case["name"]
+             and not (arguments.no_models and case["heavy"])]
     machine = json.loads(subprocess.run([arguments.wick, "bench", "machine", "--json", "-", "--threads",
                                          str(arguments.threads)], check=True, capture_output=True, text=True).stdout)
     light, heavy = [c for c in cases if not c.get("heavy")], [c for c in cases if c.get("heavy")]
@@ -133,6 +134,7 @@ def main():
     parser.add_argument("--llama-python", default="", help="a Python that has llama_cpp")
     parser.add_argument("--suite", default="all", help="training, inference or all")
     parser.add_argument("--filter", default="", help="only cases whose name contains this")
+    parser.add_argument("--no-models", action="store_true", help="leave out whole models, which take most of the time")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--samples", type=int, default=10, help="a round")
