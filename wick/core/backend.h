@@ -6,13 +6,17 @@
 // before any kernel. A back end may keep scratch of its own. Work is in order; results may be read
 // after `download` or `synchronize`.
 //
-// Activations and gradients are f32 (on a GPU also bf16); weights are f32, bf16 or f16; arithmetic
-// is at least f32. The result of a kernel is the same bits whatever the number of threads.
+// Activations and their gradients are f32 or, where `activation_type` says so, bf16: all those of
+// one call have one type. Weights are f32, bf16 or f16; adapters, gradients of parameters, losses
+// and the statistics of norms and softmaxes are f32; arithmetic is at least f32. The result of a
+// kernel is the same bits whatever the number of threads.
 //
 // Shape letters: T tokens (rows), C channels, N outputs, H query heads, G key/value heads, D head
 // size, R rank, V vocabulary, S sequences, P positions.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -25,10 +29,26 @@ namespace wick {
 using In = const Tensor&;
 using Out = const Tensor&;  // a Tensor is a handle, so what it names can be written
 
+// Work that is done again and again on the same memory. A back end that can record it does so at a
+// call of its choice and replays it at later ones, without the cost of asking for each kernel.
+class Recorder {
+ public:
+  virtual ~Recorder() = default;
+  // Does `work`. All work of one key must ask for the same kernels, on the same tensors from
+  // outside the work, with the same arguments; tensors that it allocates must be gone when it
+  // returns, and it must not upload, download or synchronise.
+  virtual void run(uint64_t key, const std::function<void()>& work) = 0;
+  // False where `run` does the work anew each time: then nothing is gained by equal shapes.
+  virtual bool replays() const = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string_view name() const = 0;  // "cpu", "cuda", "metal"
+  // Of the activations of a model whose weights have the given type: f32, or bf16.
+  virtual DType activation_type(DType /*weights*/) const { return DType::f32; }
+  virtual std::unique_ptr<Recorder> make_recorder();
 
   // ---- memory
   // ------------------------------------------------------------------------------------------------------
@@ -49,7 +69,7 @@ class Backend {
   // ---- products
   // ----------------------------------------------------------------------------------------------------
   // c[M,N] = op(a) op(b) (+ c) (+ bias); nt: a[M,K] b[N,K]; nn: a[M,K] b[K,N]; tn: a[K,M] b[K,N].
-  // a and c are activations; b is an activation or a weight.
+  // a and c are activations, and c may be f32 where a is bf16; b is an activation or a weight.
   virtual void matmul(In a, In b, const MatmulArgs& args, Out c) = 0;
   // Grouped LoRA. For row t with adapter g = row_adapter[t] (i32 [T]; empty tensor: all rows use
   // adapter 0; -1: none): s[t,:R_g] = x[t] A_g^T;  y[t] += scaling_g s[t,:R_g] B_g^T.   x [T,in], s
@@ -60,6 +80,9 @@ class Backend {
   // is empty, dx += ds A.   ds [T,R] is scratch; s is lora_forward's.
   virtual void lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da, Out db,
                              Out dx) = 0;
+  // Linear layers of one input, each y = x W^T (+ bias), then lora_forward: what attention's q, k,
+  // v or an MLP's gate and up are. Composed of the two above unless a back end fuses them.
+  virtual void linears(In x, std::span<const LinearTerm> terms);
   // out[N] += sum over rows of x[T,N] (bias gradients).
   virtual void add_column_sums(In x, Out out) = 0;
 
@@ -67,7 +90,8 @@ class Backend {
   // ---------------------------------------------------------------------------------------------------
   // o = softmax(scale q k^T + mask) v for each run of `spans` (see AttentionArgs), head h using key
   // head h / (H / G). q, o [Tq,H,D]; k, v [Tk,G,D]; lse [Tq,H] f32 is the log of the softmax's
-  // denominator (empty tensor: not wanted).
+  // denominator (empty tensor: not wanted). The runs lie in order and cover all queries; runs
+  // without queries may follow.
   virtual void attention(In q, In k, In v, In spans, const AttentionArgs& args, Out o, Out lse) = 0;
   // Overwrites dq, dk, dv. The spans must not share keys.
   virtual void attention_backward(In q, In k, In v, In o, In lse, In d_o, In spans,
@@ -79,12 +103,18 @@ class Backend {
   // (also the gradient). x, y [T,H,D], may be one tensor; positions i32 [T]; table f32 [P,R] = (cos
   // of R/2 angles | sin of R/2 angles).
   virtual void rope(In x, In positions, In table, RopeDirection direction, Out y) = 0;
+  // rope of q [T,H,D] in place, and of k [T,G,D] into the rows positions[t] of k_cache, where those
+  // of v go into v_cache unchanged. Composed of the two above unless a back end fuses them; k is
+  // overwritten.
+  virtual void rope_append(In positions, In table, Out q, Out k, In v, Out k_cache, Out v_cache);
 
   // ---- row-wise
   // ----------------------------------------------------------------------------------------------------
   // y = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps).  x, y [T,C]; weight [C]; rstd f32 [T]
   // (empty: not wanted).
   virtual void rms_norm(In x, In weight, float eps, Out y, Out rstd) = 0;
+  // sum = a + b, y = rms_norm(sum).  sum may be a or b. Composed unless a back end fuses them.
+  virtual void add_rms_norm(In a, In b, In weight, float eps, Out sum, Out y, Out rstd);
   // dx = rstd (w dy - x rstd^2 mean(w dy x)), or dx += if `accumulate`; dweight += sum_t dy x rstd
   // unless empty.
   virtual void rms_norm_backward(In x, In weight, In rstd, In dy, bool accumulate, Out dx,
@@ -105,13 +135,14 @@ class Backend {
 
   // ---- loss and optimiser
   // --------------------------------------------------------------------------------------------
-  // losses[i] = log sum exp(logits[i]) - logits[i][targets[i]]; with args.gradient the logits are
-  // replaced by gradient_scale (softmax - onehot).   logits [n,V] (overwritten), targets i32 [n],
-  // losses f32 [n].
+  // losses[i] = log sum exp(logits[i]) - logits[i][targets[i]]; with a gradient_scale the logits
+  // are replaced by gradient_scale (softmax - onehot). Where targets[i] < 0 the loss and the
+  // gradient are 0.   logits [n,V] (overwritten), targets i32 [n], losses f32 [n].
   virtual void cross_entropy(In targets, const CrossEntropyArgs& args, Out logits, Out losses) = 0;
-  // AdamW (Loshchilov and Hutter, 2019) over flat f32 arenas:  g = gradient_scale grad;
+  // AdamW (Loshchilov and Hutter, 2019) over flat f32 arenas:
+  // g = grad min(1, max_gradient_norm / (sqrt(square_sum) + 1e-6)), or grad if there is no maximum;
   // m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  p -= lr (wd p + (m / (1-b1^t)) / (sqrt(v /
-  // (1-b2^t)) + eps)).
+  // (1-b2^t)) + eps)).  Where square_sum is not finite, nothing changes.
   virtual void adamw(In grad, const AdamwArgs& args, Out p, Out m, Out v) = 0;
   // out[0] = sum of squares, f32 [1], accumulated in a fixed order.
   virtual void sum_squares(In x, Out out) = 0;

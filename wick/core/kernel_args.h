@@ -25,6 +25,16 @@ struct LoraFactors {
   float scaling = 1.0F;
 };
 
+// One of several linear layers that read the same input.
+struct LinearTerm {
+  Tensor weight;                          // [N, K]
+  Tensor bias;                            // [N]; empty: none
+  std::span<const LoraFactors> adapters;  // empty: none
+  Tensor row_adapter;                     // as of lora_forward
+  Tensor s;                               // [T, R_max]; empty where there is no adapter
+  Tensor y;                               // [T, N]
+};
+
 // Attention between token runs that are laid end to end. Row s of the i32 tensor [S, 4] is
 // {q_begin, q_count, k_begin, k_count}: queries [q_begin, q_begin + q_count) see keys [k_begin,
 // k_begin + k_count), and query i of the run stands at key position k_count - q_count + i.
@@ -38,22 +48,28 @@ enum class Activation : uint8_t { silu, gelu_tanh };
 
 enum class RopeDirection : int8_t { forward = 1, inverse = -1 };
 
+// Numbers that change from step to step are tensors, so that a recorded step (see Recorder) reads
+// the new ones when it is replayed.
+
+// Element i is kept if Random(seed, words 0 and 1 of Random(seed, stream).block(step)).uniform(i)
+// >= probability, and then scaled by 1 / (1 - probability).
 struct DropoutArgs {
-  float probability = 0.0F;  // in [0, 1); what is kept is scaled by 1 / (1 - probability)
-  uint64_t seed = 0;         // element i is kept if Random(seed, stream).uniform(i) >= probability
+  float probability = 0.0F;  // in [0, 1); 0: none
+  uint64_t seed = 0;
   uint64_t stream = 0;
+  Tensor step;  // i32 [1]; no two forward passes of a run share one
 };
 
 struct CrossEntropyArgs {
-  float gradient_scale = 1.0F;  // usually 1 / number of target tokens of the whole step
-  bool gradient = false;        // replace the logits by their gradient
+  Tensor gradient_scale;  // f32 [1], usually 1 / number of target tokens of the whole step;
+                          // empty: the gradient is not wanted
 };
 
 // A run of the parameter arena with its own decay and learning rate.
 struct AdamwSegment {
   int64_t begin = 0;
   int64_t count = 0;
-  float learning_rate = 0.0F;
+  float learning_rate_ratio = 1.0F;  // times the step's learning rate
   float weight_decay = 0.0F;
 };
 
@@ -61,8 +77,9 @@ struct AdamwArgs {
   float beta1 = 0.9F;
   float beta2 = 0.999F;
   float epsilon = 1e-8F;
-  int64_t step = 1;             // counts from 1, for bias correction
-  float gradient_scale = 1.0F;  // multiplies every gradient first (clipping by global norm)
+  float max_gradient_norm = 0.0F;  // > 0: longer gradients are scaled to this norm
+  Tensor square_sum;               // f32 [1]: the sum of squares of the whole gradient
+  Tensor schedule;                 // f32 [3]: learning rate, 1 / (1 - b1^t), 1 / (1 - b2^t)
   std::span<const AdamwSegment> segments;
 };
 

@@ -1,0 +1,50 @@
+// What every CUDA kernel is given beside its tensors, and how its calls are checked.
+//
+// All work goes to one stream, in order. Memory that a kernel needs for itself comes from Scratch and
+// may be handed to the next kernel as soon as the launch returns: the stream keeps them apart.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+
+#include "wick/core/tensor.h"
+
+namespace wick::cuda {
+
+class DeviceMemory;
+
+struct Context {
+  cudaStream_t stream = nullptr;
+  DeviceMemory* memory = nullptr;
+  int multiprocessors = 0;
+  int compute_capability = 0;  // 90 for 9.0
+  size_t shared_bytes = 0;     // that a block may opt into
+};
+
+// Throws Error naming `what` and the reason; DeviceLost where the device is gone.
+void check_cuda(cudaError_t status, const char* what);
+// After each launch: an error of the launch itself.
+inline void check_launch(const char* kernel) {
+  check_cuda(cudaGetLastError(), kernel);
+}
+
+// Device memory of a kernel's own, 256-byte aligned, uninitialised.
+class Scratch {
+ public:
+  Scratch(const Context& context, size_t bytes);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(address_);
+  }
+
+ private:
+  DeviceMemory* memory_;
+  void* address_;
+};
+
+}  // namespace wick::cuda

@@ -1,0 +1,41 @@
+// Kernels composed of others, and the recorder of a back end that records nothing.
+#include "wick/core/backend.h"
+
+namespace wick {
+
+namespace {
+
+class DoAgain : public Recorder {
+ public:
+  void run(uint64_t, const std::function<void()>& work) override { work(); }
+  bool replays() const override { return false; }
+};
+
+}  // namespace
+
+std::unique_ptr<Recorder> Backend::make_recorder() {
+  return std::make_unique<DoAgain>();
+}
+
+void Backend::linears(In x, std::span<const LinearTerm> terms) {
+  for (const LinearTerm& term : terms) {
+    matmul(x, term.weight, {.bias = term.bias ? &term.bias : nullptr}, term.y);
+    if (!term.adapters.empty()) {
+      lora_forward(x, term.adapters, term.row_adapter, term.s, term.y);
+    }
+  }
+}
+
+void Backend::rope_append(In positions, In table, Out q, Out k, In v, Out k_cache, Out v_cache) {
+  rope(q, positions, table, RopeDirection::forward, q);
+  rope(k, positions, table, RopeDirection::forward, k);
+  kv_append(k, positions, k_cache);
+  kv_append(v, positions, v_cache);
+}
+
+void Backend::add_rms_norm(In a, In b, In weight, float eps, Out sum, Out y, Out rstd) {
+  add(a, b, sum);
+  rms_norm(sum, weight, eps, y, rstd);
+}
+
+}  // namespace wick
