@@ -195,12 +195,14 @@ TEST_P(Conformance, CastKeepsNaN) {
 
 TEST_P(Conformance, Dropout) {
   for (const auto [T, C] : kRowShapes) {
-    const DropoutArgs args{0.3F, 99, 5};
+    DropoutArgs args{0.3F, 99, 5, {}};
+    constexpr int32_t kStep = 3;
     const Values x = random(T * C);
     Values y(T * C);
-    reference::dropout(x.data(), args, T * C, y.data());
+    reference::dropout(x.data(), args, kStep, T * C, y.data());
     expect_outputs(
         [&, shape = Shape{T, C}](Backend& backend) {
+          args.step = upload_ids(backend, {kStep}, {1});
           const Tensor in_place = upload(backend, x, shape);
           const Tensor apart = poisoned(backend, shape);
           backend.dropout(in_place, args, apart);
@@ -241,17 +243,22 @@ TEST_P(Conformance, CrossEntropyAndItsGradient) {
   for (const auto [n, V] : kRowShapes) {
     for (const bool gradient : {false, true}) {
       const Values logits = random(n * V, DType::f32, 12.0);
-      const std::vector<int32_t> targets = random_ids(n, static_cast<int32_t>(V));
-      const CrossEntropyArgs args{0.125F, gradient};
+      std::vector<int32_t> targets = random_ids(n, static_cast<int32_t>(V));
+      if (n > 1) {
+        targets[n / 2] = -1;
+      }
+      constexpr float kScale = 0.125F;
       Values after = logits;
       Values losses(n);
-      reference::cross_entropy(targets.data(), args, n, V, after.data(), losses.data());
+      reference::cross_entropy(targets.data(), gradient ? &kScale : nullptr, n, V, after.data(),
+                               losses.data());
       const Shape shape{n, V};
       expect_outputs(
           [&, n = n](Backend& backend) {
             const Tensor device_logits = upload(backend, logits, shape);
             const Tensor device_losses = poisoned(backend, {n});
-            backend.cross_entropy(upload_ids(backend, targets, {n}), args, device_logits,
+            const Tensor scale = gradient ? upload(backend, {kScale}, {1}) : Tensor();
+            backend.cross_entropy(upload_ids(backend, targets, {n}), {scale}, device_logits,
                                   device_losses);
             return std::vector{device_losses, gradient ? device_logits : device_losses};
           },
@@ -271,35 +278,77 @@ TEST_P(Conformance, CrossEntropyOfNaNIsNaN) {
   EXPECT_TRUE(std::isnan(test::download(backend, losses)[0]));
 }
 
-TEST_P(Conformance, AdamW) {
-  constexpr int64_t kCount = 20011;
-  const std::array segments = {AdamwSegment{0, 1, 0.1F, 0.0F}, AdamwSegment{1, 17, 0.01F, 0.1F},
-                               AdamwSegment{18, 0, 1.0F, 1.0F},
-                               AdamwSegment{18, kCount - 20, 0.02F, 0.05F}};
-  const Values grad = random(kCount);
-  Values p = random(kCount);
-  Values m = random(kCount, DType::f32, 0.1);
-  Values v = random(kCount, DType::f32, 0.1);
-  for (double& value : v) {
-    value = std::abs(value);
+struct AdamwState {
+  static constexpr int64_t kCount = 20011;
+  static constexpr std::array kSegments = {
+      AdamwSegment{0, 1, 0.1F, 0.0F}, AdamwSegment{1, 17, 0.01F, 0.1F},
+      AdamwSegment{18, 0, 1.0F, 1.0F}, AdamwSegment{18, kCount - 20, 0.02F, 0.05F}};
+  Values grad, p, m, v;
+
+  std::vector<Tensor> run(Backend& backend, double square_sum, float max_norm, int64_t step) const {
+    std::vector<Tensor> state;
+    for (const Values* values : {&p, &m, &v}) {
+      state.push_back(upload(backend, *values, {kCount}));
+    }
+    AdamwArgs args;
+    args.max_gradient_norm = max_norm;
+    args.square_sum = upload(backend, {square_sum}, {1});
+    const auto power = static_cast<double>(step);
+    args.schedule = upload(
+        backend, {0.5, 1 / (1 - std::pow(0.9, power)), 1 / (1 - std::pow(0.999, power))}, {3});
+    args.segments = kSegments;
+    backend.adamw(upload(backend, grad, {kCount}), args, state[0], state[1], state[2]);
+    return state;
   }
-  const std::array before = {p, m, v};
-  AdamwArgs args;
-  args.step = 3;
-  args.gradient_scale = 0.7F;
-  args.segments = segments;
-  reference::adamw(grad.data(), args, p.data(), m.data(), v.data());
-  expect_outputs(
-      [&](Backend& backend) {
-        std::vector<Tensor> state;
-        for (const Values& values : before) {
-          state.push_back(upload(backend, values, {kCount}));
-        }
-        backend.adamw(upload(backend, grad, {kCount}), args, state[0], state[1], state[2]);
-        return state;
-      },
-      {p, m, v});
+  void run_reference(double gradient_scale, int64_t step) {
+    AdamwArgs args;
+    args.segments = kSegments;
+    reference::adamw(grad.data(), args, {0.5, step, gradient_scale}, p.data(), m.data(), v.data());
+  }
+};
+
+class AdamwConformance : public Conformance {
+ protected:
+  AdamwState draw_state() {
+    AdamwState state{random(AdamwState::kCount), random(AdamwState::kCount),
+                     random(AdamwState::kCount, DType::f32, 0.1),
+                     random(AdamwState::kCount, DType::f32, 0.1)};
+    for (double& value : state.v) {
+      value = std::abs(value);
+    }
+    return state;
+  }
+};
+
+TEST_P(AdamwConformance, StepsEachSegmentByItsOwnRateAndDecay) {
+  const AdamwState before = draw_state();
+  AdamwState after = before;
+  after.run_reference(1.0, 3);
+  expect_outputs([&](Backend& backend) { return before.run(backend, 4.0, 0.0F, 3); },
+                 {after.p, after.m, after.v});
 }
+
+TEST_P(AdamwConformance, ShortensOnlyGradientsThatAreTooLong) {
+  const AdamwState before = draw_state();
+  for (const double norm : {0.5, 4.0}) {
+    AdamwState after = before;
+    after.run_reference(norm > 1.0 ? 1.0 / norm : 1.0, 1);
+    expect_outputs([&](Backend& backend) { return before.run(backend, norm * norm, 1.0F, 1); },
+                   {after.p, after.m, after.v});
+  }
+}
+
+TEST_P(AdamwConformance, ChangesNothingByAGradientThatIsNotFinite) {
+  const AdamwState before = draw_state();
+  for (const double sum : {std::nan(""), double{INFINITY}}) {
+    const std::vector<Tensor> after = before.run(*backends_[0], sum, 1.0F, 1);
+    EXPECT_EQ(test::download(*backends_[0], after[0]), before.p);
+    EXPECT_EQ(test::download(*backends_[0], after[2]), before.v);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, AdamwConformance, testing::ValuesIn(test::conformance_cases()),
+                         test::name_of_case);
 
 TEST_P(Conformance, SumSquares) {
   for (const int64_t count : {0, 1, 15, 67, 8192, 30011}) {

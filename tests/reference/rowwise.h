@@ -103,8 +103,8 @@ void add(const Num* a, const Num* b, int64_t count, Num* y) {
 }
 
 template <class Num>
-void dropout(const Num* x, const DropoutArgs& args, int64_t count, Num* y) {
-  const Random random(args.seed, args.stream);
+void dropout(const Num* x, const DropoutArgs& args, uint64_t step, int64_t count, Num* y) {
+  const Random random(args.seed, mask_stream(args.seed, args.stream, step));
   const float scale = 1.0F / (1.0F - args.probability);
   for (int64_t i = 0; i < count; ++i) {
     y[i] = random.uniform(i) >= args.probability ? x[i] * Num(scale) : Num(0);

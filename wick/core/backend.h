@@ -124,13 +124,13 @@ class Backend {
   // dg = dh u act'(g); du = dh act(g). dg may be g, and du may be u.
   virtual void gate_backward(In g, In u, In dh, Activation activation, Out dg, Out du) = 0;
   virtual void add(In a, In b, Out y) = 0;    // y may be a or b
-  virtual void fill(float value, Out y) = 0;  // f32
+  virtual void fill(float value, Out y) = 0;  // f32 or an activation
   virtual void cast(In x, Out y) = 0;         // between f32, bf16 and f16, nearest even
   virtual void dropout(In x, const DropoutArgs& args,
                        Out y) = 0;  // y may be x; also its own gradient
   // y[t] = table[ids[t]];  ids i32 [T], table [V,C] of any weight dtype, y [T,C].
   virtual void gather_rows(In table, In ids, Out y) = 0;
-  // table[ids[t]] += x[t]: f32, the sum in order of t.
+  // table[ids[t]] += x[t], the sum in order of t: f32, or both activations.
   virtual void scatter_add_rows(In x, In ids, Out table) = 0;
 
   // ---- loss and optimiser

@@ -176,6 +176,8 @@ void cast(const Context& context, const Tensor& x, const Tensor& y) {
 }
 
 void dropout(const Context& context, const Tensor& x, const DropoutArgs& args, const Tensor& y) {
+  const auto step = static_cast<uint64_t>(args.step.data<int32_t>()[0]);
+  const uint64_t stream = mask_stream(args.seed, args.stream, step);
   for_ranges(context, y.elements(), task_elements(y.elements()), [&](int64_t begin, int64_t end) {
     constexpr int64_t kWords = 1024;
     static_assert(kTaskElements % kWords == 0 && kWords % 4 == 0);
@@ -183,7 +185,7 @@ void dropout(const Context& context, const Tensor& x, const DropoutArgs& args, c
     for (int64_t first = begin; first < end; first += kWords) {
       const int64_t count = std::min(kWords, end - first);
       HWY_DYNAMIC_DISPATCH(RandomWords)
-      (args.seed, args.stream, first / 4, (count + 3) / 4, words);
+      (args.seed, stream, first / 4, (count + 3) / 4, words);
       HWY_DYNAMIC_DISPATCH(ApplyDropout)
       (x.data<float>() + first, words, args.probability, count, y.data<float>() + first);
     }

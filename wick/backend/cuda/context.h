@@ -1,7 +1,7 @@
 // What every CUDA kernel is given beside its tensors, and how its calls are checked.
 //
-// All work goes to one stream, in order. Memory that a kernel needs for itself comes from Scratch and
-// may be handed to the next kernel as soon as the launch returns: the stream keeps them apart.
+// All work goes to one stream, in order. Memory that a kernel needs for itself comes from Scratch
+// and may be handed to the next kernel as soon as the launch returns: the stream keeps them apart.
 #pragma once
 
 #include <cuda_runtime.h>
