@@ -31,50 +31,6 @@ struct RowShape {
 constexpr std::array<RowShape, 7> kRowShapes = {
     {{0, 5}, {1, 1}, {1, 67}, {3, 16}, {13, 131}, {64, 96}, {70, 1030}}};
 
-TEST_P(Conformance, RmsNormAndItsGradient) {
-  for (const auto [T, C] : kRowShapes) {
-    for (const DType dtype : kWeightTypes) {
-      for (const bool accumulate : {false, true}) {
-        SCOPED_TRACE(fmt::format("T {} C {} {}", T, C, name_of(dtype)));
-        const Values x = random(T * C);
-        const Values weight = random(C, dtype);
-        const Values dy = random(T * C);
-        const std::array before = {random(T * C), random(C)};
-        Values y(T * C);
-        Values rstd(T);
-        Values dx = before[0];
-        Values dweight = before[1];
-        reference::rms_norm(x.data(), weight.data(), 1e-5F, T, C, y.data(), rstd.data());
-        reference::rms_norm_backward<double>({x.data(), weight.data(), rstd.data(), dy.data()},
-                                             accumulate, T, C, dx.data(), dweight.data());
-        expect_outputs(
-            [&, T = T, C = C](Backend& backend) {
-              const Shape shape{T, C};
-              const Tensor device_x = upload(backend, x, shape);
-              const Tensor device_weight = upload(backend, weight, {C}, dtype);
-              const Tensor device_y = poisoned(backend, shape);
-              const Tensor unaided = poisoned(backend, shape);
-              const Tensor device_rstd = poisoned(backend, {T});
-              backend.rms_norm(device_x, device_weight, 1e-5F, device_y, device_rstd);
-              backend.rms_norm(device_x, device_weight, 1e-5F, unaided, {});
-              const Tensor device_dy = upload(backend, dy, shape);
-              const Tensor device_dx =
-                  accumulate ? upload(backend, before[0], shape) : poisoned(backend, shape);
-              const Tensor frozen_dx = upload(backend, test::download(backend, device_dx), shape);
-              const Tensor device_dweight = upload(backend, before[1], {C});
-              backend.rms_norm_backward(device_x, device_weight, device_rstd, device_dy, accumulate,
-                                        device_dx, device_dweight);
-              backend.rms_norm_backward(device_x, device_weight, device_rstd, device_dy, accumulate,
-                                        frozen_dx, {});
-              return std::vector{device_y,  unaided,   device_rstd,
-                                 device_dx, frozen_dx, device_dweight};
-            },
-            {y, y, rstd, dx, dx, dweight});
-      }
-    }
-  }
-}
-
 TEST_P(Conformance, GateAndItsGradient) {
   for (const auto [T, C] : kRowShapes) {
     for (const Activation activation : {Activation::silu, Activation::gelu_tanh}) {

@@ -1,4 +1,4 @@
-// RMS norm forward and backward, alone and after a residual sum.
+// RMS norm, alone and after a residual sum, and layer norm; forward and backward.
 #include "wick/ops/norm.h"
 
 #include "wick/base/error.h"
@@ -83,6 +83,53 @@ SumAndNorm add_rms_norm(Backend& backend, Tape* tape, const Var& a, Var b, const
   result.sum = record_sum(tape, a, b, sum);
   result.normed = record_norm(backend, tape, result.sum, weight, eps, y, std::move(rstd));
   return result;
+}
+
+namespace {
+
+void check_layer_norm(const Var& x, const Parameter& weight, const Parameter& bias) {
+  for (const Parameter* p : {&weight, &bias}) {
+    const bool absent = p == &bias && !p->value;
+    check(absent || p->value.elements() == x.value.columns(),
+          "layer_norm: {} has {} values, input {} has {} columns", p->name,
+          p->value ? p->value.elements() : 0, x.value.shape().to_string(), x.value.columns());
+  }
+}
+
+}  // namespace
+
+Var layer_norm(Backend& backend, Tape* tape, const Var& x, const Parameter& weight,
+               const Parameter& bias, float eps) {
+  check_layer_norm(x, weight, bias);
+  const Shape shape = x.value.shape();
+  const Shape rows{shape.rows(), shape.columns()};
+  const auto forward = [&backend, w = weight.value, b = bias.value, eps, shape, rows](
+                           const Tensor& from, const Tensor& mean_rstd) {
+    Tensor y = backend.allocate(rows, from.dtype());
+    backend.layer_norm(from.reshaped(rows), w, b, eps, y, mean_rstd);
+    return y.reshaped(shape);
+  };
+  if (tape == nullptr) {
+    return {forward(x.value, Tensor())};
+  }
+  auto recipe =
+      std::make_shared<Recipe>([forward, x = x.keep()] { return forward(x.get(), Tensor()); });
+  if (!weight.trainable() && !bias.trainable() && !x.needs_gradient()) {
+    return {forward(x.value, Tensor()), -1, std::move(recipe)};
+  }
+  Tensor mean_rstd = backend.allocate({rows[0], 2}, DType::f32);
+  Tensor y = forward(x.value, mean_rstd);
+  Var output = tape->record(
+      std::move(y), [&backend, tape, to = x.without_value(), x = x.keep(), w = weight.value,
+                     dw = weight.grad, db = bias.grad, mean_rstd, rows](const Tensor& dy) {
+        const Tape::Sink dx = to.needs_gradient()
+                                  ? tape->sink(to, rows)
+                                  : Tape::Sink{backend.allocate(rows, dy.dtype()), false};
+        backend.layer_norm_backward(x.get().reshaped(rows), w, mean_rstd, dy.reshaped(rows),
+                                    dx.accumulate, dx.tensor, dw, db);
+      });
+  output.recipe = std::move(recipe);
+  return output;
 }
 
 }  // namespace wick
