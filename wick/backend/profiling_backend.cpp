@@ -126,6 +126,21 @@ void ProfilingBackend::lora_backward(In x, In s, In dy, const LoraFactors& adapt
         [&] { inner_.lora_backward(x, s, dy, adapter, ds, da, db, dx); });
 }
 
+void ProfilingBackend::linears(In x, std::span<const LinearTerm> terms) {
+  KernelCost cost{.bytes = bytes_of(x)};
+  std::string shape = sizes(x) + " ->";
+  for (const LinearTerm& term : terms) {
+    const AdapterSizes sum = sizes_of(term.adapters);
+    const double adapter = count(sum.rank) * count(x.columns() + term.y.columns());
+    cost.flops += 2.0 * count(x.rows()) * (count(term.weight.elements()) + adapter);
+    cost.bytes += bytes_of(term.weight, term.bias, term.row_adapter, term.s, term.y);
+    cost.bytes += 4.0 * sum.weights;
+    shape += fmt::format(" {}", term.y.columns());
+    shape += sum.rank > 0 ? fmt::format(" r{}", sum.rank) : "";
+  }
+  timed("linears", shape, cost, [&] { inner_.linears(x, terms); });
+}
+
 void ProfilingBackend::add_column_sums(In x, Out out) {
   timed("add_column_sums", sizes(x),
         {.flops = count(x.elements()), .bytes = bytes_of(x) + 2 * bytes_of(out)},
@@ -165,6 +180,15 @@ void ProfilingBackend::rope(In x, In positions, In table, RopeDirection directio
         [&] { inner_.rope(x, positions, table, direction, y); });
 }
 
+void ProfilingBackend::rope_append(In positions, In table, Out q, Out k, In v, Out k_cache,
+                                   Out v_cache) {
+  const double angles = 4.0 * count(q.dim(0) * table.columns());
+  timed("rope_append", sizes(q),
+        {.flops = 3.0 * count(q.elements() + k.elements()),
+         .bytes = 2 * bytes_of(q, k, v) + bytes_of(positions) + angles},
+        [&] { inner_.rope_append(positions, table, q, k, v, k_cache, v_cache); });
+}
+
 // ---- row-wise
 
 void ProfilingBackend::rms_norm(In x, In weight, float eps, Out y, Out rstd) {
@@ -179,6 +203,34 @@ void ProfilingBackend::rms_norm_backward(In x, In weight, In rstd, In dy, bool a
   timed("rms_norm_backward", sizes(x),
         {.flops = 8.0 * count(x.elements()), .bytes = bytes_of(x, weight, rstd, dy) + written},
         [&] { inner_.rms_norm_backward(x, weight, rstd, dy, accumulate, dx, dweight); });
+}
+
+void ProfilingBackend::add_rms_norm(In a, In b, In weight, float eps, Out sum, Out y, Out rstd) {
+  timed("add_rms_norm", sizes(a),
+        {.flops = 5.0 * count(a.elements()), .bytes = bytes_of(a, b, weight, sum, y, rstd)},
+        [&] { inner_.add_rms_norm(a, b, weight, eps, sum, y, rstd); });
+}
+
+void ProfilingBackend::layer_norm(In x, In weight, In bias, float eps, Out y, Out mean_rstd) {
+  timed("layer_norm", sizes(x),
+        {.flops = 7.0 * count(x.elements()), .bytes = bytes_of(x, weight, bias, y, mean_rstd)},
+        [&] { inner_.layer_norm(x, weight, bias, eps, y, mean_rstd); });
+}
+
+void ProfilingBackend::layer_norm_backward(In x, In weight, In mean_rstd, In dy, bool accumulate,
+                                           Out dx, Out dweight, Out dbias) {
+  const double written = bytes_of(dx) * (accumulate ? 2.0 : 1.0) + 2 * bytes_of(dweight, dbias);
+  timed(
+      "layer_norm_backward", sizes(x),
+      {.flops = 12.0 * count(x.elements()), .bytes = bytes_of(x, weight, mean_rstd, dy) + written},
+      [&] {
+        inner_.layer_norm_backward(x, weight, mean_rstd, dy, accumulate, dx, dweight, dbias);
+      });
+}
+
+void ProfilingBackend::softmax(In x, Out y) {
+  timed("softmax", sizes(x), {.flops = 5.0 * count(x.elements()), .bytes = bytes_of(x, y)},
+        [&] { inner_.softmax(x, y); });
 }
 
 void ProfilingBackend::gate(In g, In u, Activation activation, Out h) {
@@ -225,7 +277,7 @@ void ProfilingBackend::scatter_add_rows(In x, In ids, Out table) {
 
 void ProfilingBackend::cross_entropy(In targets, const CrossEntropyArgs& args, Out logits,
                                      Out losses) {
-  const double passes = args.gradient ? 2.0 : 1.0;
+  const double passes = args.gradient_scale ? 2.0 : 1.0;
   timed("cross_entropy", sizes(logits),
         {.flops = 5.0 * count(logits.elements()),
          .bytes = passes * bytes_of(logits) + bytes_of(targets, losses)},

@@ -16,6 +16,7 @@ class ProfilingBackend : public Backend {
   ProfilingBackend(Backend& inner, Profile& profile) : inner_(inner), profile_(profile) {}
 
   std::string_view name() const override { return inner_.name(); }
+  DType activation_type(DType weights) const override { return inner_.activation_type(weights); }
 
   Tensor allocate(const Shape& shape, DType dtype) override {
     return inner_.allocate(shape, dtype);
@@ -36,6 +37,7 @@ class ProfilingBackend : public Backend {
                     Out y) override;
   void lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da, Out db,
                      Out dx) override;
+  void linears(In x, std::span<const LinearTerm> terms) override;
   void add_column_sums(In x, Out out) override;
 
   void attention(In q, In k, In v, In spans, const AttentionArgs& args, Out o, Out lse) override;
@@ -43,10 +45,16 @@ class ProfilingBackend : public Backend {
                           const AttentionArgs& args, Out dq, Out dk, Out dv) override;
   void kv_append(In x, In slots, Out cache) override;
   void rope(In x, In positions, In table, RopeDirection direction, Out y) override;
+  void rope_append(In positions, In table, Out q, Out k, In v, Out k_cache, Out v_cache) override;
 
   void rms_norm(In x, In weight, float eps, Out y, Out rstd) override;
   void rms_norm_backward(In x, In weight, In rstd, In dy, bool accumulate, Out dx,
                          Out dweight) override;
+  void add_rms_norm(In a, In b, In weight, float eps, Out sum, Out y, Out rstd) override;
+  void layer_norm(In x, In weight, In bias, float eps, Out y, Out mean_rstd) override;
+  void layer_norm_backward(In x, In weight, In mean_rstd, In dy, bool accumulate, Out dx,
+                           Out dweight, Out dbias) override;
+  void softmax(In x, Out y) override;
   void gate(In g, In u, Activation activation, Out h) override;
   void gate_backward(In g, In u, In dh, Activation activation, Out dg, Out du) override;
   void add(In a, In b, Out y) override;
