@@ -241,12 +241,27 @@ Case decode_case(const NamedShape& shape, int64_t prompt, int64_t tokens, DType 
 
 std::vector<Case> model_cases() {
   const std::vector<NamedShape> named = shapes();
-  return {train_case(named[0], 512, 16, DType::bf16),
-          train_case(named[0], 512, 16, DType::f32),
-          train_case(named[1], 512, 16, DType::bf16),
-          prefill_case(named[0], 512, DType::bf16),
-          decode_case(named[0], 16, 32, DType::bf16, 0),
-          decode_case(named[0], 16, 32, DType::bf16, 16)};
+  std::vector<Case> cases;
+  for (const NamedShape& shape : named) {
+    for (const DType dtype : {DType::bf16, DType::f32}) {
+      cases.push_back(train_case(shape, 512, 16, dtype));
+    }
+  }
+  cases.push_back(prefill_case(named[0], 512, DType::bf16));
+  cases.push_back(prefill_case(named[0], 512, DType::f32));
+  cases.push_back(decode_case(named[0], 16, 32, DType::bf16, 0));
+  cases.push_back(decode_case(named[0], 16, 32, DType::bf16, 16));
+  cases.push_back(decode_case(named[0], 16, 32, DType::f32, 0));
+  cases.push_back(decode_case(named[1], 16, 32, DType::bf16, 0));
+  return cases;
+}
+
+std::vector<std::string> shape_names() {
+  std::vector<std::string> names;
+  for (const NamedShape& shape : shapes()) {
+    names.push_back(shape.name);
+  }
+  return names;
 }
 
 }  // namespace wick::bench
