@@ -113,6 +113,9 @@ class CheckHouse(unittest.TestCase):
         status, output = self.run_on(changes)
         self.assertEqual(status, 1)
         self.assertEqual(output, "wick/text/x.h:3: wick/data/y.h defines a type Piece too: rename one\n")
+        elsewhere = {"wick/text/x.h": HEADER + "namespace wick::a {\nstruct Piece {\n",
+                     "wick/data/y.h": HEADER + "namespace wick::b {\nstruct Piece {\n"}
+        self.assertEqual(self.run_on(elsewhere), (0, ""))
 
     def test_file_without_a_first_line(self):
         self.assert_found("wick/io/x.cpp", "int x;\n", "wick/io/x.cpp:1", "first line")

@@ -6,8 +6,8 @@ Includes go down only: a folder may include itself and the folders that MAY_INCL
 no two files include each other in a circle. The library never prints (but for wick/base/log.cpp),
 never ends the process, and lets errors pass up to cli/main.cpp: a catch of everything must throw
 again. Build flags (a WICK_... that no source file defines) are read in wick/backend/registry.cpp
-alone. No two headers define a type of one name: the linker would pick one of their functions for
-both. A file opens with a line that says what it is for, and holds nothing unfinished.
+alone. No two headers define a type of one name in one namespace: the linker would pick one of their
+functions for both. A file opens with a line that says what it is for, and holds nothing unfinished.
 """
 
 import re
@@ -52,8 +52,10 @@ DEFINE = re.compile(r"^\s*#\s*define\s+(WICK_\w+)")
 # A header once a file, or once an instruction set (Highway's toggling guard).
 GUARD = re.compile(r"^#pragma once$|\bHWY_TARGET_TOGGLE\b", re.MULTILINE)
 UNFINISHED = re.compile(r"\b(?:TODO|FIXME|XXX)\b")
+NAMESPACE = re.compile(r"^namespace ([\w:]+) \{")
 TYPE = re.compile(r"^(?:struct|class|enum class|union) (\w+)(?:\s+final)?\s*(?::.*)?\{")
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"')
+SOURCES = (".h", ".cpp", ".cu", ".cuh")
 HANDLER_LINES = 5  # how far down a handler's throw is looked for
 
 
@@ -92,7 +94,7 @@ def check_lines(file, lines, root, own_macros):
     library = file.startswith("wick/")
     if not lines or not lines[0].startswith("// "):
         yield 1, "the first line must be a comment that says what the file is for"
-    if file.endswith(".h") and not GUARD.search("\n".join(lines)):
+    if file.endswith((".h", ".cuh")) and not GUARD.search("\n".join(lines)):
         yield 1, "a header needs #pragma once"
     for number, line in enumerate(lines, 1):
         included = INCLUDE.match(line)
@@ -118,14 +120,17 @@ def check_lines(file, lines, root, own_macros):
 
 
 def find_twins(files):
-    """Yields (file, line number, message) for each type of a header that an earlier header defines too."""
+    """Yields (file, line number, message) for each type of a header that an earlier one defines too."""
     first = {}
-    for file in (name for name in files if name.endswith(".h")):
+    for file in (name for name in files if name.endswith((".h", ".cuh"))):
+        namespace = ""
         for number, line in enumerate(files[file], 1):
-            defined = TYPE.match(line)
-            if defined and first.setdefault(defined.group(1), file) != file:
-                name = defined.group(1)
-                yield file, number, f"{first[name]} defines a type {name} too: rename one"
+            opened, defined = NAMESPACE.match(line), TYPE.match(line)
+            namespace = opened.group(1) if opened else namespace
+            if defined:
+                name = f"{namespace}::{defined.group(1)}"
+                if first.setdefault(name, file) != file:
+                    yield file, number, f"{first[name]} defines a type {defined.group(1)} too: rename one"
 
 
 def find_circles(includes):
@@ -149,7 +154,7 @@ def find_circles(includes):
 def check_house(root):
     """All findings of the tree, as `file:line: message`."""
     findings, includes = [], {}
-    paths = sorted(p for top in ("wick", "cli") for p in (root / top).rglob("*") if p.suffix in (".h", ".cpp"))
+    paths = sorted(p for top in ("wick", "cli") for p in (root / top).rglob("*") if p.suffix in SOURCES)
     files = {p.relative_to(root).as_posix(): p.read_text(encoding="utf-8").splitlines() for p in paths}
     defines = (DEFINE.match(line) for lines in files.values() for line in lines)
     own_macros = {define.group(1) for define in defines if define}
