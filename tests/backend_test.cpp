@@ -32,8 +32,8 @@ TEST(Registry, AnUnknownDeviceIsNamed) {
     make_backend("tpu");
     FAIL();
   } catch (const Error& error) {
-    EXPECT_STREQ(error.what(),
-                 "unknown device \"tpu\": this build has cpu (and auto, the best there is)");
+    EXPECT_TRUE(std::string(error.what()).starts_with("unknown device \"tpu\": this build has cpu"))
+        << error.what();
   }
 }
 

@@ -311,8 +311,8 @@ TEST_F(CliTest, BadTrainingOptionsAreNamed) {
   EXPECT_TRUE(contains(train_error("--rank", "0"), "rank (r) is 0"));
   EXPECT_TRUE(contains(train_error("--alpha", "nan"), "alpha (lora_alpha) is nan"));
   EXPECT_TRUE(contains(train_error("--targets", "wings"), "no linear layer is named wings"));
-  EXPECT_EQ(train_error("--device", "tpu"),
-            "error: unknown device \"tpu\": this build has cpu (and auto, the best there is)\n");
+  EXPECT_TRUE(contains(train_error("--device", "tpu"),
+                       "error: unknown device \"tpu\": this build has cpu"));
 }
 
 TEST_F(CliTest, AnAdapterIsNotOverwrittenUnasked) {
