@@ -51,17 +51,19 @@ DeviceMemory::DeviceMemory() : reserved_(current_device()) {
 }
 
 DeviceMemory::~DeviceMemory() {
-  release_cached();
+  release_unused();
 }
 
-void DeviceMemory::release_cached() {
+void DeviceMemory::release_unused() {
   for (const auto& [bytes, blocks] : free_) {
     for (void* block : blocks) {
-      cudaFree(
-          block);  // waits for the work that uses it; of a lost device there is nothing to free
+      cudaFree(block);  // waits for the work that uses it; a lost device has nothing to free
     }
   }
   free_.clear();
+  if (!in_scope_ && cudaDeviceSynchronize() == cudaSuccess) {
+    reserved_.shrink_to(kept_end_);
+  }
 }
 
 Block DeviceMemory::take(size_t bytes) {
@@ -103,6 +105,7 @@ Block DeviceMemory::take_recorded(size_t bytes) {
   }
   scope_bytes_ += bytes;
   scope_peak_bytes_ = std::max(scope_peak_bytes_, scope_bytes_);
+  scope_end_ = std::max(scope_end_, *offset + bytes);
   return {reserved_.address() + *offset, bytes, true};
 }
 
@@ -114,7 +117,7 @@ bool DeviceMemory::make_usable(size_t recorded_bytes) {
     return false;
   }
   if (!reserved_.grow_to(recorded_bytes)) {
-    release_cached();
+    release_unused();
     return reserved_.grow_to(recorded_bytes);
   }
   return true;
@@ -125,7 +128,7 @@ void* DeviceMemory::from_device(size_t bytes) {
   cudaError_t status = cudaMalloc(&address, bytes);
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    release_cached();
+    release_unused();
     status = cudaMalloc(&address, bytes);
   }
   if (status == cudaErrorMemoryAllocation) {
@@ -185,6 +188,12 @@ void DeviceMemory::begin_scope(ScopeMode mode) {
   in_scope_ = true;
   mode_ = mode;
   scope_peak_bytes_ = 0;
+  scope_end_ = 0;
+}
+
+void DeviceMemory::keep_scope() {
+  const std::lock_guard lock(mutex_);
+  kept_end_ = std::max(kept_end_, scope_end_);
 }
 
 void DeviceMemory::end_scope() {
@@ -200,9 +209,9 @@ void DeviceMemory::note_replay(size_t scope_peak_bytes) {
 
 void DeviceMemory::forget_recorded() {
   const std::lock_guard lock(mutex_);
-  if (recorded_->empty()) {
-    reserved_.unmap();
-  }
+  assert(recorded_->empty());
+  kept_end_ = 0;
+  reserved_.shrink_to(0);
 }
 
 }  // namespace wick::cuda

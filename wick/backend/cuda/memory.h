@@ -46,6 +46,9 @@ class DeviceMemory {
   // For Recorder. False where the device cannot map memory as scopes need it.
   bool can_record();
   void begin_scope(ScopeMode mode);
+  // The work of the scope has succeeded and may be replayed: the range stays mapped as far as it
+  // was used. Without this the memory may be given back when others need it.
+  void keep_scope();
   void end_scope();
   // The most bytes that were taken at one time in the last scope.
   size_t scope_peak_bytes() const { return scope_peak_bytes_; }
@@ -58,7 +61,8 @@ class DeviceMemory {
   Block take_recorded(size_t bytes);
   bool make_usable(size_t recorded_bytes);
   void* from_device(size_t bytes);
-  void release_cached();
+  // What no tensor and no recorded work needs goes back to the device.
+  void release_unused();
   [[noreturn]] void fail_for(size_t bytes) const;
 
   size_t device_bytes_ = 0;
@@ -72,6 +76,8 @@ class DeviceMemory {
   ScopeMode mode_ = ScopeMode::running;
   size_t scope_bytes_ = 0;
   size_t scope_peak_bytes_ = 0;
+  size_t scope_end_ = 0;  // how far of the range it uses
+  size_t kept_end_ = 0;   // how far of the range work that may be replayed uses
 };
 
 // While this lives, blocks are of recorded work. Scopes do not nest.

@@ -63,6 +63,7 @@ void GraphRecorder::run(uint64_t key, const std::function<void()>& work) {
     {
       const RecordedScope scope(*context_.memory, ScopeMode::running);
       work();
+      context_.memory->keep_scope();
     }
     if (entries_.size() >= kMostEntries) {
       drop_oldest();

@@ -71,7 +71,7 @@ ReservedRange::ReservedRange(int device) : device_(device) {}
 
 ReservedRange::~ReservedRange() {
   if (address_ != nullptr) {
-    unmap();
+    shrink_to(0);
     driver_->free_addresses(driver_address(address_), capacity_);
   }
 }
@@ -129,8 +129,8 @@ bool ReservedRange::grow_to(size_t bytes) {
   return true;
 }
 
-void ReservedRange::unmap() {
-  while (!pieces_.empty()) {
+void ReservedRange::shrink_to(size_t bytes) {
+  while (!pieces_.empty() && mapped_ - pieces_.back() >= bytes) {
     mapped_ -= pieces_.back();
     driver_->unmap(driver_address(address_ + mapped_), pieces_.back());
     pieces_.pop_back();

@@ -26,8 +26,9 @@ class ReservedRange {
   size_t mapped() const { return mapped_; }
   // Makes the first `bytes` usable; false where the device has no memory left.
   bool grow_to(size_t bytes);
-  // Gives all memory back, which no work may use any more; the addresses stay reserved.
-  void unmap();
+  // Gives back what lies wholly behind the first `bytes`, which no work may use any more; the
+  // addresses stay reserved.
+  void shrink_to(size_t bytes);
 
  private:
   struct Driver;
