@@ -34,10 +34,11 @@ TEST_P(Conformance, RmsNormAndItsGradient) {
     for (const DType dtype : kWeightTypes) {
       for (const bool accumulate : {false, true}) {
         SCOPED_TRACE(fmt::format("T {} C {} {}", T, C, name_of(dtype)));
-        const Values x = random(T * C);
+        const DType type = activations();
+        const Values x = random(T * C, type);
         const Values weight = random(C, dtype);
-        const Values dy = random(T * C);
-        const std::array before = {random(T * C), random(C)};
+        const Values dy = random(T * C, type);
+        const std::array before = {random(T * C, type), random(C)};
         Values y(T * C);
         Values rstd(T);
         Values dx = before[0];
@@ -48,17 +49,18 @@ TEST_P(Conformance, RmsNormAndItsGradient) {
         expect_outputs(
             [&, T = T, C = C](Backend& backend) {
               const Shape shape{T, C};
-              const Tensor device_x = upload(backend, x, shape);
+              const Tensor device_x = upload(backend, x, shape, type);
               const Tensor device_weight = upload(backend, weight, {C}, dtype);
-              const Tensor device_y = poisoned(backend, shape);
-              const Tensor unaided = poisoned(backend, shape);
+              const Tensor device_y = poisoned(backend, shape, type);
+              const Tensor unaided = poisoned(backend, shape, type);
               const Tensor device_rstd = poisoned(backend, {T});
               backend.rms_norm(device_x, device_weight, 1e-5F, device_y, device_rstd);
               backend.rms_norm(device_x, device_weight, 1e-5F, unaided, {});
-              const Tensor device_dy = upload(backend, dy, shape);
-              const Tensor device_dx =
-                  accumulate ? upload(backend, before[0], shape) : poisoned(backend, shape);
-              const Tensor frozen_dx = upload(backend, test::download(backend, device_dx), shape);
+              const Tensor device_dy = upload(backend, dy, shape, type);
+              const Tensor device_dx = accumulate ? upload(backend, before[0], shape, type)
+                                                  : poisoned(backend, shape, type);
+              const Tensor frozen_dx =
+                  upload(backend, test::download(backend, device_dx), shape, type);
               const Tensor device_dweight = upload(backend, before[1], {C});
               backend.rms_norm_backward(device_x, device_weight, device_rstd, device_dy, accumulate,
                                         device_dx, device_dweight);
@@ -73,16 +75,48 @@ TEST_P(Conformance, RmsNormAndItsGradient) {
   }
 }
 
+TEST_P(Conformance, AddRmsNormIsTheNormOfTheSum) {
+  for (const auto [T, C] : kRowShapes) {
+    for (const DType dtype : kWeightTypes) {
+      const DType type = activations();
+      const Values a = random(T * C, type);
+      const Values b = random(T * C, type);
+      const Values weight = random(C, dtype);
+      Values sum(T * C);
+      Values y(T * C);
+      Values rstd(T);
+      reference::add(a.data(), b.data(), T * C, sum.data());
+      reference::rms_norm(sum.data(), weight.data(), 1e-5F, T, C, y.data(), rstd.data());
+      expect_outputs(
+          [&, T = T, C = C, shape = Shape{T, C}](Backend& backend) {
+            const Tensor left = upload(backend, a, shape, type);
+            const Tensor right = upload(backend, b, shape, type);
+            const Tensor device_weight = upload(backend, weight, {C}, dtype);
+            const Tensor device_sum = poisoned(backend, shape, type);
+            const Tensor device_y = poisoned(backend, shape, type);
+            const Tensor in_place_y = poisoned(backend, shape, type);
+            const Tensor device_rstd = poisoned(backend, {T});
+            backend.add_rms_norm(left, right, device_weight, 1e-5F, device_sum, device_y,
+                                 device_rstd);
+            backend.add_rms_norm(left, right, device_weight, 1e-5F, left, in_place_y, {});
+            return std::vector{device_sum, device_y, device_rstd, left, in_place_y};
+          },
+          {sum, y, rstd, sum, y});
+    }
+  }
+}
+
 TEST_P(Conformance, LayerNormAndItsGradient) {
   for (const auto [T, C] : kRowShapes) {
     for (const DType dtype : kWeightTypes) {
       for (const bool accumulate : {false, true}) {
         SCOPED_TRACE(fmt::format("T {} C {} {}", T, C, name_of(dtype)));
-        const Values x = random(T * C);
+        const DType type = activations();
+        const Values x = random(T * C, type);
         const Values weight = random(C, dtype);
         const Values bias = random(C, dtype);
-        const Values dy = random(T * C);
-        const std::array before = {random(T * C), random(C), random(C)};
+        const Values dy = random(T * C, type);
+        const std::array before = {random(T * C, type), random(C), random(C)};
         Values y(T * C);
         Values without_bias(T * C);
         Values moments(2 * T);
@@ -99,18 +133,18 @@ TEST_P(Conformance, LayerNormAndItsGradient) {
         expect_outputs(
             [&, T = T, C = C](Backend& backend) {
               const Shape shape{T, C};
-              const Tensor device_x = upload(backend, x, shape);
+              const Tensor device_x = upload(backend, x, shape, type);
               const Tensor device_weight = upload(backend, weight, {C}, dtype);
               const Tensor device_bias = upload(backend, bias, {C}, dtype);
-              const Tensor device_y = poisoned(backend, shape);
-              const Tensor unbiased = poisoned(backend, shape);
+              const Tensor device_y = poisoned(backend, shape, type);
+              const Tensor unbiased = poisoned(backend, shape, type);
               const Tensor mean_rstd = poisoned(backend, {T, 2});
               backend.layer_norm(device_x, device_weight, device_bias, 0.1F, device_y, mean_rstd);
               backend.layer_norm(device_x, device_weight, {}, 0.1F, unbiased, {});
-              const Tensor device_dy = upload(backend, dy, shape);
+              const Tensor device_dy = upload(backend, dy, shape, type);
               const Tensor device_dx =
-                  accumulate ? upload(backend, before[0], shape) : poisoned(backend, shape);
-              const Tensor frozen_dx = upload(backend, test::download(backend, device_dx), shape);
+                  accumulate ? upload(backend, before[0], shape, type) : poisoned(backend, shape, type);
+              const Tensor frozen_dx = upload(backend, test::download(backend, device_dx), shape, type);
               const Tensor device_dweight = upload(backend, before[1], {C});
               const Tensor device_dbias = upload(backend, before[2], {C});
               backend.layer_norm_backward(device_x, device_weight, mean_rstd, device_dy, accumulate,
@@ -144,13 +178,14 @@ TEST_P(Conformance, LayerNormOfALargeMeanKeepsItsVariance) {
 
 TEST_P(Conformance, Softmax) {
   for (const auto [T, C] : kRowShapes) {
-    const Values x = random(T * C, DType::f32, 12.0);
+    const DType type = activations();
+    const Values x = random(T * C, type, 12.0);
     Values y(T * C);
     reference::softmax(x.data(), T, C, y.data());
     expect_outputs(
         [&, shape = Shape{T, C}](Backend& backend) {
-          const Tensor in_place = upload(backend, x, shape);
-          const Tensor apart = poisoned(backend, shape);
+          const Tensor in_place = upload(backend, x, shape, type);
+          const Tensor apart = poisoned(backend, shape, type);
           backend.softmax(in_place, apart);
           backend.softmax(in_place, in_place);
           return std::vector{apart, in_place};

@@ -34,9 +34,10 @@ constexpr std::array<RowShape, 7> kRowShapes = {
 TEST_P(Conformance, GateAndItsGradient) {
   for (const auto [T, C] : kRowShapes) {
     for (const Activation activation : {Activation::silu, Activation::gelu_tanh}) {
-      const Values g = random(T * C, DType::f32, 6.0);
-      const Values u = random(T * C);
-      const Values dh = random(T * C);
+      const DType type = activations();
+      const Values g = random(T * C, type, 6.0);
+      const Values u = random(T * C, type);
+      const Values dh = random(T * C, type);
       Values h(T * C);
       Values dg(T * C);
       Values du(T * C);
@@ -45,12 +46,12 @@ TEST_P(Conformance, GateAndItsGradient) {
                                du.data());
       expect_outputs(
           [&, shape = Shape{T, C}](Backend& backend) {
-            const Tensor device_g = upload(backend, g, shape);
-            const Tensor device_u = upload(backend, u, shape);
-            const Tensor device_dh = upload(backend, dh, shape);
-            const Tensor device_h = poisoned(backend, shape);
-            const Tensor device_dg = poisoned(backend, shape);
-            const Tensor device_du = poisoned(backend, shape);
+            const Tensor device_g = upload(backend, g, shape, type);
+            const Tensor device_u = upload(backend, u, shape, type);
+            const Tensor device_dh = upload(backend, dh, shape, type);
+            const Tensor device_h = poisoned(backend, shape, type);
+            const Tensor device_dg = poisoned(backend, shape, type);
+            const Tensor device_du = poisoned(backend, shape, type);
             backend.gate(device_g, device_u, activation, device_h);
             backend.gate_backward(device_g, device_u, device_dh, activation, device_dg, device_du);
             backend.gate_backward(device_g, device_u, device_dh, activation, device_g, device_u);
@@ -66,6 +67,7 @@ TEST_P(Conformance, GateOfExtremeInputsIsFinite) {
   const Values ones(g.size(), 1.0);
   const Values expected = {0, 0, 0, 0, 89, 100, 200, 1e30};
   const Values slopes = {0, 0, 0, 0, 1, 1, 1, 1};
+  const DType type = activations();
   for (const Activation activation : {Activation::silu, Activation::gelu_tanh}) {
     // The cube in gelu overflows for 1e30, so the last one is silu's alone.
     const int64_t count = activation == Activation::silu ? 8 : 7;
@@ -75,11 +77,11 @@ TEST_P(Conformance, GateOfExtremeInputsIsFinite) {
     };
     expect_outputs(
         [&, shape = Shape{count - first}](Backend& backend) {
-          const Tensor device_g = upload(backend, part(g), shape);
-          const Tensor device_one = upload(backend, part(ones), shape);
-          const Tensor h = poisoned(backend, shape);
-          const Tensor dg = poisoned(backend, shape);
-          const Tensor du = poisoned(backend, shape);
+          const Tensor device_g = upload(backend, part(g), shape, type);
+          const Tensor device_one = upload(backend, part(ones), shape, type);
+          const Tensor h = poisoned(backend, shape, type);
+          const Tensor dg = poisoned(backend, shape, type);
+          const Tensor du = poisoned(backend, shape, type);
           backend.gate(device_g, device_one, activation, h);
           backend.gate_backward(device_g, device_one, device_one, activation, dg, du);
           return std::vector{h, dg, du};
@@ -90,16 +92,17 @@ TEST_P(Conformance, GateOfExtremeInputsIsFinite) {
 
 TEST_P(Conformance, AddAndFill) {
   for (const auto [T, C] : kRowShapes) {
-    const Values a = random(T * C);
-    const Values b = random(T * C);
+    const DType type = activations();
+    const Values a = random(T * C, type);
+    const Values b = random(T * C, type);
     Values sum(T * C);
     reference::add(a.data(), b.data(), T * C, sum.data());
     expect_outputs(
         [&, shape = Shape{T, C}](Backend& backend) {
-          const Tensor left = upload(backend, a, shape);
-          const Tensor right = upload(backend, b, shape);
-          const Tensor apart = poisoned(backend, shape);
-          const Tensor filled = poisoned(backend, shape);
+          const Tensor left = upload(backend, a, shape, type);
+          const Tensor right = upload(backend, b, shape, type);
+          const Tensor apart = poisoned(backend, shape, type);
+          const Tensor filled = poisoned(backend, shape, type);
           backend.add(left, right, apart);
           backend.add(left, right, left);
           backend.fill(2.5F, filled);
@@ -153,14 +156,15 @@ TEST_P(Conformance, Dropout) {
   for (const auto [T, C] : kRowShapes) {
     DropoutArgs args{0.3F, 99, 5, {}};
     constexpr int32_t kStep = 3;
-    const Values x = random(T * C);
+    const DType type = activations();
+    const Values x = random(T * C, type);
     Values y(T * C);
     reference::dropout(x.data(), args, kStep, T * C, y.data());
     expect_outputs(
         [&, shape = Shape{T, C}](Backend& backend) {
           args.step = upload_ids(backend, {kStep}, {1});
-          const Tensor in_place = upload(backend, x, shape);
-          const Tensor apart = poisoned(backend, shape);
+          const Tensor in_place = upload(backend, x, shape, type);
+          const Tensor apart = poisoned(backend, shape, type);
           backend.dropout(in_place, args, apart);
           backend.dropout(in_place, args, in_place);
           return std::vector{apart, in_place};
@@ -173,10 +177,11 @@ TEST_P(Conformance, GatherAndScatterAddRows) {
   constexpr int32_t kRows = 23;
   for (const auto [T, C] : kRowShapes) {
     for (const DType dtype : kWeightTypes) {
+      const DType type = activations();
       const Values table = random(kRows * C, dtype);
       const std::vector<int32_t> ids = random_ids(T, kRows);
-      const Values x = random(T * C);
-      const Values before = random(kRows * C);
+      const Values x = random(T * C, type);
+      const Values before = random(kRows * C, type);
       Values y(T * C);
       Values sums = before;
       reference::gather_rows(table.data(), ids.data(), T, C, y.data());
@@ -184,10 +189,10 @@ TEST_P(Conformance, GatherAndScatterAddRows) {
       expect_outputs(
           [&, T = T, C = C](Backend& backend) {
             const Tensor device_ids = upload_ids(backend, ids, {T});
-            const Tensor device_y = poisoned(backend, {T, C});
-            const Tensor device_sums = upload(backend, before, {kRows, C});
+            const Tensor device_y = poisoned(backend, {T, C}, type);
+            const Tensor device_sums = upload(backend, before, {kRows, C}, type);
             backend.gather_rows(upload(backend, table, {kRows, C}, dtype), device_ids, device_y);
-            backend.scatter_add_rows(upload(backend, x, {T, C}), device_ids, device_sums);
+            backend.scatter_add_rows(upload(backend, x, {T, C}, type), device_ids, device_sums);
             return std::vector{device_y, device_sums};
           },
           {y, sums});
@@ -198,7 +203,8 @@ TEST_P(Conformance, GatherAndScatterAddRows) {
 TEST_P(Conformance, CrossEntropyAndItsGradient) {
   for (const auto [n, V] : kRowShapes) {
     for (const bool gradient : {false, true}) {
-      const Values logits = random(n * V, DType::f32, 12.0);
+      const DType type = activations();
+      const Values logits = random(n * V, type, 12.0);
       std::vector<int32_t> targets = random_ids(n, static_cast<int32_t>(V));
       if (n > 1) {
         targets[n / 2] = -1;
@@ -211,7 +217,7 @@ TEST_P(Conformance, CrossEntropyAndItsGradient) {
       const Shape shape{n, V};
       expect_outputs(
           [&, n = n](Backend& backend) {
-            const Tensor device_logits = upload(backend, logits, shape);
+            const Tensor device_logits = upload(backend, logits, shape, type);
             const Tensor device_losses = poisoned(backend, {n});
             const Tensor scale = gradient ? upload(backend, {kScale}, {1}) : Tensor();
             backend.cross_entropy(upload_ids(backend, targets, {n}), {scale}, device_logits,
@@ -229,8 +235,8 @@ TEST_P(Conformance, CrossEntropyOfNaNIsNaN) {
   Values logits = random(67);
   logits[41] = std::nan("");
   const Tensor losses = upload(backend, {0.0}, {1});
-  backend.cross_entropy(upload_ids(backend, {3}, {1}), {}, upload(backend, logits, {1, 67}),
-                        losses);
+  backend.cross_entropy(upload_ids(backend, {3}, {1}), {},
+                        upload(backend, logits, {1, 67}, activations()), losses);
   EXPECT_TRUE(std::isnan(test::download(backend, losses)[0]));
 }
 
@@ -319,9 +325,10 @@ TEST_P(Conformance, SumSquares) {
   }
 }
 
-int32_t drawn(Backend& backend, const SampleArgs& args, const Values& logits) {
+int32_t drawn(Backend& backend, const SampleArgs& args, const Values& logits,
+              DType dtype = DType::f32) {
   const Tensor id = upload_ids(backend, {-1}, {1});
-  backend.sample(args, upload(backend, logits, {static_cast<int64_t>(logits.size())}), id);
+  backend.sample(args, upload(backend, logits, {static_cast<int64_t>(logits.size())}, dtype), id);
   return static_cast<int32_t>(test::download(backend, id)[0]);
 }
 
@@ -330,7 +337,7 @@ TEST_P(Conformance, GreedySamplingTakesTheFirstOfTheLargest) {
     Values logits = random(V);
     logits[V / 2] = 3.0;
     logits[V - 1] = 3.0;
-    EXPECT_EQ(drawn(*backends_[0], {}, logits), V / 2);
+    EXPECT_EQ(drawn(*backends_[0], {}, logits, activations()), V / 2);
   }
   EXPECT_EQ(drawn(*backends_[0], {}, Values(19, -INFINITY)), 0);
 }

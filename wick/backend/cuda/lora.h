@@ -1,0 +1,34 @@
+// LoRA's low-rank products on CUDA, and whole linear layers of few rows; formulas and shapes in
+// core/backend.h.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "wick/backend/cuda/context.h"
+#include "wick/core/kernel_args.h"
+
+namespace wick::cuda {
+
+void lora_forward(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
+                  const Tensor& row_adapter, const Tensor& s, const Tensor& y);
+void lora_backward(const Context& context, const Tensor& x, const Tensor& s, const Tensor& dy,
+                   const LoraFactors& adapter, const Tensor& ds, const Tensor& da, const Tensor& db,
+                   const Tensor& dx);
+
+// The two halves of lora_forward. Shrink: s[t,:R_g] = x[t] A_g^T. Expand overwrites:
+// y[t] = scaling_g s[t,:R_g] B_g^T, and 0 where row t has no adapter; a product that accumulates
+// then adds the frozen layer without another pass over y.
+void lora_shrink(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
+                 const Tensor& row_adapter, const Tensor& s);
+void lora_expand(const Context& context, const Tensor& s, std::span<const LoraFactors> adapters,
+                 const Tensor& row_adapter, const Tensor& y);
+
+// Up to this many rows a linear layer is bound by reading its weight once.
+inline constexpr int64_t kFewRows = 8;
+
+// Backend::linears for 1 to kFewRows rows, in as few launches as there can be. Returns false, and
+// has done nothing, where it does not take the types or sizes.
+bool linears_few_rows(const Context& context, const Tensor& x, std::span<const LinearTerm> terms);
+
+}  // namespace wick::cuda
