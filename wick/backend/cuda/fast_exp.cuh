@@ -25,9 +25,27 @@ struct SoftmaxSum {
   float sum;
 };
 
-__device__ __forceinline__ SoftmaxSum join(SoftmaxSum a, SoftmaxSum b) {
-  const float largest = fmaxf(a.largest, b.largest);
-  return {largest, a.sum * fast_exp(a.largest - largest) + b.sum * fast_exp(b.largest - largest)};
+// Joins groups of `lanes` neighbouring lanes, a power of two; each gets the result.
+__device__ __forceinline__ SoftmaxSum join_lanes(SoftmaxSum own, unsigned lanes) {
+  float largest = own.largest;
+  for (unsigned offset = lanes / 2; offset > 0; offset /= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(~0U, largest, offset));
+  }
+  float sum = own.sum * fast_exp(own.largest - largest);
+  for (unsigned offset = lanes / 2; offset > 0; offset /= 2) {
+    sum += __shfl_xor_sync(~0U, sum, offset);
+  }
+  return {largest, sum};
+}
+
+// Joins the warps of a block, the lanes of each of which agree; `parts` is shared memory for 32.
+__device__ __forceinline__ SoftmaxSum join_warps(SoftmaxSum own, SoftmaxSum* parts) {
+  if (threadIdx.x % 32 == 0) {
+    parts[threadIdx.x / 32] = own;
+  }
+  __syncthreads();
+  const SoftmaxSum none{kNoLogit, 0};
+  return join_lanes(threadIdx.x % 32 < blockDim.x / 32 ? parts[threadIdx.x % 32] : none, 32);
 }
 
 }  // namespace wick::cuda

@@ -7,28 +7,12 @@ namespace wick::cuda {
 
 namespace {
 
-// The threads of a row that share a warp hold the same pair; joins it with those of other warps.
-__device__ __forceinline__ SoftmaxSum join_warps(SoftmaxSum own, SoftmaxSum* parts) {
-  if (blockDim.x <= 32) {
-    return own;
-  }
-  if (threadIdx.x % 32 == 0) {
-    parts[threadIdx.x / 32] = own;
-  }
-  __syncthreads();
-  SoftmaxSum all = parts[0];
-  for (unsigned warp = 1; warp < blockDim.x / 32; ++warp) {
-    all = join(all, parts[warp]);
-  }
-  return all;
-}
-
 template <int kVectors, class T>
 __global__ void __launch_bounds__(kRowThreads)
     softmax_kernel(const T* x, int64_t rows, int C, T* y) {
   using Own = Columns<kVectors>;
   constexpr int kWidth = Own::kWidth;
-  __shared__ SoftmaxSum parts[kRowWarps];
+  __shared__ SoftmaxSum parts[32];
   const int64_t t = row_of_thread();
   const int columns = t < rows ? C : 0;
   typename Own::Values values;
@@ -64,7 +48,10 @@ __global__ void __launch_bounds__(kRowThreads)
   for (unsigned offset = lanes / 2; offset > 0; offset /= 2) {
     sum += __shfl_xor_sync(~0U, sum, offset);
   }
-  const SoftmaxSum all = join_warps({largest, sum}, parts);
+  SoftmaxSum all{largest, sum};
+  if (blockDim.x > 32) {
+    all = join_warps(all, parts);
+  }
   // What is kept is relative to the warp's own maximum.
   const float scale = (Own::kKept ? fast_exp(largest - all.largest) : 1.0F) / all.sum;
   Own::each(columns, [&](int k, int c) {
