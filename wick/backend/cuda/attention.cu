@@ -1,0 +1,263 @@
+// Attention forward on tensor cores, and the choice between the roads of the forward pass.
+//
+// FlashAttention (Dao et al., 2022; FlashAttention-2, Dao, 2023): a block keeps a tile of queries
+// of one head and walks over the keys that its rows see, with a running softmax, so that scores
+// never leave the registers. Tiles are cut from the packed rows, whatever the runs: a tile that
+// straddles runs walks over the keys of all of them and masks by row.
+//
+// Bound by the tensor cores: 4 D flops a visible pair and head, against 2 loads of 2 D bytes a key
+// tile, which the L2 serves. Exponentials (one a pair) bind at D <= 64. Memory: none.
+#include "wick/backend/cuda/attention_call.cuh"
+#include "wick/backend/cuda/attention_tiles.cuh"
+
+namespace wick::cuda {
+
+namespace {
+
+struct ForwardTensors {
+  const __nv_bfloat16 *q, *k, *v;
+  __nv_bfloat16* o;
+  float* lse;  // null: not wanted
+};
+
+// A warp owns 16 kBlocks rows: two blocks halve the reads of key tiles from shared memory, which
+// would else bind before the tensor cores do.
+template <int kHead, int kRowBlocks, int kKeysOfTile>
+struct ForwardTile {
+  static constexpr int kD = kHead;
+  static constexpr int kBlocks = kRowBlocks;
+  static constexpr int kKeys = kKeysOfTile;
+  static constexpr int kRows = kTileWarps * 16 * kBlocks;
+  static constexpr int kTileBytes = kKeys * kRowBytes<kD>;
+  // Queries; keys and values twice, since the next are loaded meanwhile; what the rows see.
+  static constexpr int kKeysAt = kRows * kRowBytes<kD>;
+  static constexpr int kRangesAt = kKeysAt + 4 * kTileBytes;
+  static constexpr int kSharedBytes = kRangesAt + kRows * static_cast<int>(sizeof(VisibleKeys));
+};
+
+// The running softmax of a warp's rows: this lane's are row lane/4 (half 0) and 8 below (half 1) of
+// each block.
+template <int kBlocks>
+struct RunningSoftmax {
+  float largest[kBlocks][2];  // of the scores so far, before the scale
+  float sum[kBlocks][2];      // of this lane's columns
+
+  __device__ __forceinline__ void start() {
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      largest[i][0] = largest[i][1] = -INFINITY;
+      sum[i][0] = sum[i][1] = 0.0F;
+    }
+  }
+
+  // Replaces scores by 2^(scale2 (score - largest)), and brings the sums and o to the new largest.
+  template <int kKeys, int kD>
+  __device__ __forceinline__ void step(float scale2, float (&scores)[kBlocks][kKeys / 8][4],
+                                       float (&o)[kBlocks][kD / 8][4]) {
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float top = largest[i][half];
+#pragma unroll
+        for (int j = 0; j < kKeys / 8; ++j) {
+          top = fmaxf(top, fmaxf(scores[i][j][2 * half], scores[i][j][2 * half + 1]));
+        }
+        top = fmaxf(top, __shfl_xor_sync(~0U, top, 1));
+        top = fmaxf(top, __shfl_xor_sync(~0U, top, 2));
+        const float shift = top == -INFINITY ? 0.0F : top * scale2;  // a row may see no key yet
+        const float factor = fast_exp2(largest[i][half] * scale2 - shift);
+        float added = 0.0F;
+#pragma unroll
+        for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+          for (int c = 2 * half; c < 2 * half + 2; ++c) {
+            scores[i][j][c] = fast_exp2(scores[i][j][c] * scale2 - shift);
+            added += scores[i][j][c];
+          }
+        }
+        sum[i][half] = sum[i][half] * factor + added;
+        largest[i][half] = top;
+        if (__any_sync(~0U, factor != 1.0F)) {  // after the first tiles, mostly not
+#pragma unroll
+          for (int j = 0; j < kD / 8; ++j) {
+            o[i][j][2 * half] *= factor;
+            o[i][j][2 * half + 1] *= factor;
+          }
+        }
+      }
+    }
+  }
+
+  // Divides o by the sums; lse(row, value) receives the logarithms.
+  template <int kD, class Lse>
+  __device__ __forceinline__ void finish(float scale2, float (&o)[kBlocks][kD / 8][4],
+                                         const Lse& lse) {
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float total = sum[i][half];
+        total += __shfl_xor_sync(~0U, total, 1);
+        total += __shfl_xor_sync(~0U, total, 2);
+        const float inverse = total == 0.0F ? 0.0F : 1.0F / total;
+#pragma unroll
+        for (int j = 0; j < kD / 8; ++j) {
+          o[i][j][2 * half] *= inverse;
+          o[i][j][2 * half + 1] *= inverse;
+        }
+        lse(i * 16 + half * 8 + static_cast<int>(threadIdx.x % 32) / 4,
+            total == 0.0F ? -INFINITY : (largest[i][half] * scale2 + log2f(total)) * kLn2);
+      }
+    }
+  }
+};
+
+// Scores of keys that a row does not see become -inf; `keys` are those of the warp's rows.
+template <int kBlocks, int kKeys>
+__device__ __forceinline__ void mask_scores(const VisibleKeys* keys, int first_key,
+                                            float (&scores)[kBlocks][kKeys / 8][4]) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const VisibleKeys seen = keys[i * 16 + half * 8 + lane / 4];
+#pragma unroll
+      for (int j = 0; j < kKeys / 8; ++j) {
+        const int key = first_key + j * 8 + lane % 4 * 2;
+        scores[i][j][2 * half] = seen.has(key) ? scores[i][j][2 * half] : -INFINITY;
+        scores[i][j][2 * half + 1] = seen.has(key + 1) ? scores[i][j][2 * half + 1] : -INFINITY;
+      }
+    }
+  }
+}
+
+// Grid: H, tiles of rows from the last to the first, since those usually see the most keys.
+template <class Tile>
+__global__ void __launch_bounds__(kTileThreads, 2)
+    attention_kernel(const AttentionCall call, const ForwardTensors tensors) {
+  constexpr int kD = Tile::kD;
+  constexpr int kKeys = Tile::kKeys;
+  extern __shared__ __align__(16) unsigned char shared[];
+  const int h = static_cast<int>(blockIdx.x);
+  const int g = h / (call.H / call.G);
+  const int first_row = static_cast<int>(gridDim.y - 1 - blockIdx.y) * Tile::kRows;
+  const int warp_row = static_cast<int>(threadIdx.x / 32) * 16 * Tile::kBlocks;
+  const int chunks = call.D / 8;
+  const int q_row = call.H * call.D;
+  const int k_row = call.G * call.D;
+  const int64_t q_at = static_cast<int64_t>(first_row) * q_row + h * call.D;
+  const int rows = min(call.Tq - first_row, Tile::kRows);
+  load_tile<kD, Tile::kRows>({tensors.q + q_at, 2 * q_row, rows, chunks}, shared_address(shared));
+  commit_copies();
+  auto* ranges = reinterpret_cast<VisibleKeys*>(shared + Tile::kRangesAt);
+  for (int row = static_cast<int>(threadIdx.x); row < Tile::kRows; row += kTileThreads) {
+    ranges[row] = visible_keys(call, first_row + min(row, rows - 1));
+  }
+  __syncthreads();
+  const KeyBounds of_tile = key_bounds(ranges, Tile::kRows);
+  const KeyBounds of_warp = key_bounds(ranges + warp_row, 16 * Tile::kBlocks);
+  const auto load_keys = [&](int first_key, uint32_t stage) {
+    const int64_t at = static_cast<int64_t>(first_key) * k_row + g * call.D;
+    // What no row sees is zero: a cache may hold anything there, and 0 times anything may be NaN.
+    const int count = min(of_tile.end - first_key, kKeys);
+    load_tile<kD, kKeys>({tensors.k + at, 2 * k_row, count, chunks}, stage);
+    load_tile<kD, kKeys>({tensors.v + at, 2 * k_row, count, chunks}, stage + Tile::kTileBytes);
+    commit_copies();
+  };
+
+  float o[Tile::kBlocks][kD / 8][4] = {};
+  RunningSoftmax<Tile::kBlocks> softmax;
+  softmax.start();
+  const float scale2 = call.scale * kLog2E;
+  const uint32_t queries = shared_address(shared) + warp_row * kRowBytes<kD> + left_lane<kD>();
+  uint32_t stage = shared_address(shared) + Tile::kKeysAt;
+  uint32_t other_stage = stage + 2 * Tile::kTileBytes;
+  if (of_tile.begin < of_tile.end) {
+    load_keys(of_tile.begin, other_stage);
+  }
+  for (int first_key = of_tile.begin; first_key < of_tile.end; first_key += kKeys) {
+    wait_for_copies<0>();
+    __syncthreads();  // the tile is there, and the one before it is no longer read
+    const uint32_t loaded = other_stage;
+    other_stage = stage;
+    stage = loaded;
+    if (first_key + kKeys < of_tile.end) {
+      load_keys(first_key + kKeys, other_stage);
+    }
+    if (first_key >= of_warp.end || first_key + kKeys <= of_warp.begin) {
+      continue;
+    }
+    float scores[Tile::kBlocks][kKeys / 8][4] = {};
+    multiply_nt<kD, Tile::kBlocks, kKeys>(queries, stage + right_lane<kD>(), scores);
+    if (first_key < of_warp.inner_begin || first_key + kKeys > of_warp.inner_end) {
+      mask_scores<Tile::kBlocks, kKeys>(ranges + warp_row, first_key, scores);
+    }
+    softmax.template step<kKeys, kD>(scale2, scores, o);
+    uint32_t p[Tile::kBlocks][kKeys / 16][4];
+    to_fragments<Tile::kBlocks, kKeys>(scores, p);
+    multiply_nn<kD, Tile::kBlocks, kKeys>(p, stage + Tile::kTileBytes + left_lane<kD>(), o);
+  }
+  wait_for_copies<0>();
+  __syncthreads();  // where no row sees a key, the queries may only now have come
+
+  softmax.template finish<kD>(scale2, o, [&](int row, float value) {
+    if (tensors.lse != nullptr && threadIdx.x % 4 == 0 && warp_row + row < rows) {
+      tensors.lse[static_cast<int64_t>(first_row + warp_row + row) * call.H + h] = value;
+    }
+  });
+  store_rows<kD, Tile::kBlocks>(
+      o, shared + warp_row * kRowBytes<kD>,
+      {tensors.o + q_at + warp_row * q_row, q_row, rows - warp_row, chunks});
+}
+
+template <class Tile>
+void launch_tiles(const Context& context, const AttentionCall& call,
+                  const ForwardTensors& tensors) {
+  const dim3 grid(call.H, divide_up(call.Tq, Tile::kRows));
+  allow_shared(attention_kernel<Tile>, Tile::kSharedBytes);
+  attention_kernel<Tile><<<grid, kTileThreads, Tile::kSharedBytes, context.stream>>>(call, tensors);
+  check_launch("attention");
+}
+
+// Heads between these sizes are padded with zeros.
+void attention_tiles(const Context& context, const AttentionCall& call,
+                     const ForwardTensors& tensors) {
+  if (call.D <= 64) {
+    launch_tiles<ForwardTile<64, 2, 64>>(context, call, tensors);
+  } else if (call.D <= 80) {
+    launch_tiles<ForwardTile<80, 2, 64>>(context, call, tensors);
+  } else if (call.D <= 96) {
+    launch_tiles<ForwardTile<96, 2, 64>>(context, call, tensors);
+  } else if (call.D <= 128) {
+    launch_tiles<ForwardTile<128, 2, 64>>(context, call, tensors);
+  } else {
+    launch_tiles<ForwardTile<256, 1, 32>>(context, call, tensors);
+  }
+}
+
+}  // namespace
+
+void attention(const Context& context, const Tensor& q, const Tensor& k, const Tensor& v,
+               const Tensor& spans, const AttentionArgs& args, const Tensor& o, const Tensor& lse) {
+  const AttentionCall call = attention_call(q, k, spans, args);
+  check_head_size(call.D);
+  if (o.elements() == 0) {
+    return;
+  }
+  // The running softmax takes the largest score before the scale, which must not turn the order.
+  const bool chunked =
+      in_chunks(q) && in_chunks(k) && in_chunks(v) && in_chunks(o) && args.scale > 0.0F;
+  if (!chunked) {
+    attention_plain(context, q, k, v, call, o, lse);
+  } else if (call.Tq <= 64 && call.Tk >= 8 * call.Tq) {
+    attention_decode(context, q, k, v, call, o, lse);
+  } else {
+    attention_tiles(context, call,
+                    {q.data<__nv_bfloat16>(), k.data<__nv_bfloat16>(), v.data<__nv_bfloat16>(),
+                     o.data<__nv_bfloat16>(), lse ? lse.data<float>() : nullptr});
+  }
+}
+
+}  // namespace wick::cuda

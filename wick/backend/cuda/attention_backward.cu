@@ -1,0 +1,496 @@
+// Attention backward on tensor cores, without atomics: the same gradients, bit for bit, each time.
+//
+// FlashAttention-2 (Dao, 2023) rebuilds the probabilities p from q, k and the softmax's
+// denominator. With dp = d_o v^T and delta = rowsum(o d_o): ds = p (dp - delta), dv = p^T d_o, dk =
+// scale ds^T q, dq = scale ds k. One kernel owns tiles of keys and sums dk and dv over the rows
+// that see them, a second owns tiles of queries and sums dq: seven products a pair where atomic
+// sums would need five. Both keep p and ds in registers, where an accumulator's layout is that of
+// the next product's left operand. Bound by the tensor cores: 14 D flops a visible pair and head.
+//
+// Memory: 8 bytes a row and head, 8 a row; and, where tiles of keys are too few to fill the device,
+// `parts` f32 copies of dk and dv, one for each share of a group's heads, added up in order.
+#include <algorithm>
+
+#include "wick/backend/cuda/attention_call.cuh"
+#include "wick/backend/cuda/attention_tiles.cuh"
+#include "wick/backend/cuda/elements.cuh"
+
+namespace wick::cuda {
+
+namespace {
+
+// ---- what both kernels need of each row
+
+constexpr int kLanesOfHead = 8;
+constexpr int kStatisticsThreads = 256;
+
+// Eight lanes take a row of a head. Bound by the reads of o and d_o.
+template <class T, bool chunked>
+__global__ void __launch_bounds__(kStatisticsThreads)
+    row_statistics(const AttentionCall call, const T* o, const T* d_o, const float* lse,
+                   RowStatistics statistics) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kStatisticsThreads + threadIdx.x;
+  const int64_t head = at / kLanesOfHead;  // of [Tq,H]
+  const int lane = static_cast<int>(at % kLanesOfHead);
+  const bool exists = head < static_cast<int64_t>(call.Tq) * call.H;
+  float delta = 0.0F;
+  const int64_t first = head * call.D;
+  if (exists && chunked) {
+    for (int i = lane * 8; i < call.D; i += kLanesOfHead * 8) {
+      float a[8];
+      float b[8];
+      load8(o + first + i, a);
+      load8(d_o + first + i, b);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        delta += a[j] * b[j];
+      }
+    }
+  } else if (exists) {
+    for (int i = lane; i < call.D; i += kLanesOfHead) {
+      delta += to_float(o[first + i]) * to_float(d_o[first + i]);
+    }
+  }
+#pragma unroll
+  for (int step = 1; step < kLanesOfHead; step *= 2) {
+    delta += __shfl_xor_sync(~0U, delta, step);
+  }
+  if (!exists || lane != 0) {
+    return;
+  }
+  const auto row = static_cast<int>(head / call.H);
+  const auto h = static_cast<int>(head % call.H);
+  const float log2_sum = lse[head] * kLog2E;
+  // A row without keys has no softmax; its mask leaves nothing of it.
+  statistics.of_heads[static_cast<int64_t>(h) * call.Tq + row] = {
+      log2_sum == -INFINITY ? 0.0F : log2_sum, delta};
+  if (h == 0) {
+    statistics.keys[row] = visible_keys(call, row);
+  }
+}
+
+void find_statistics(const Context& context, const AttentionResults& forward,
+                     const AttentionCall& call, const RowStatistics& statistics) {
+  const int64_t lanes = static_cast<int64_t>(call.Tq) * call.H * kLanesOfHead;
+  if (lanes == 0) {
+    return;
+  }
+  const int blocks = divide_up(lanes, kStatisticsThreads);
+  const float* lse = forward.lse.data<float>();
+  with_activation(forward.o, [&](auto* o) {
+    const auto* d_o = static_cast<decltype(o)>(forward.d_o.address());
+    if (in_chunks(forward.o) && in_chunks(forward.d_o)) {
+      row_statistics<std::remove_pointer_t<decltype(o)>, true>
+          <<<blocks, kStatisticsThreads, 0, context.stream>>>(call, o, d_o, lse, statistics);
+    } else {
+      row_statistics<std::remove_pointer_t<decltype(o)>, false>
+          <<<blocks, kStatisticsThreads, 0, context.stream>>>(call, o, d_o, lse, statistics);
+    }
+  });
+  check_launch("attention_backward");
+}
+
+// ---- tiles
+
+struct BackwardTensors {
+  const __nv_bfloat16 *q, *k, *v, *d_o;
+  RowStatistics statistics;
+  __nv_bfloat16 *dq, *dk, *dv;
+  float *dk_parts, *dv_parts;  // [parts,Tk,G,D], where parts > 1
+  int parts;                   // shares of the heads of a group
+};
+
+// A warp owns 16 rows of the block's own tile and walks over tiles of kOther rows of the other
+// kind.
+template <int kHead, int kOtherRows>
+struct BackwardTile {
+  static constexpr int kD = kHead;
+  static constexpr int kOwn = kTileWarps * 16;
+  static constexpr int kOther = kOtherRows;
+  static constexpr int kOwnBytes = kOwn * kRowBytes<kD>;
+  static constexpr int kOtherBytes = kOther * kRowBytes<kD>;
+  // Two own tiles, then twice two tiles of the others with what belongs to their rows, 16 bytes
+  // each.
+  static constexpr int kStageBytes = 2 * kOtherBytes + kOther * 16;
+  static constexpr int kSharedBytes = 2 * kOwnBytes + 2 * kStageBytes;
+};
+
+// dk, dv of 16 keys of a warp from f32 sums: straight into a part of [Tk,G,D].
+template <int kD>
+__device__ __forceinline__ void store_part(const float (&acc)[1][kD / 8][4], float factor,
+                                           int row_elements, int rows, int D, float* to) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = lane / 4 + 8 * half;
+#pragma unroll
+    for (int j = 0; j < kD / 8; ++j) {
+      const int i = j * 8 + lane % 4 * 2;
+      if (row < rows && i < D) {
+        *reinterpret_cast<float2*>(to + static_cast<int64_t>(row) * row_elements + i) = {
+            acc[0][j][2 * half] * factor, acc[0][j][2 * half + 1] * factor};
+      }
+    }
+  }
+}
+
+template <int kD>
+__device__ __forceinline__ void scale_rows(float factor, float (&acc)[1][kD / 8][4]) {
+#pragma unroll
+  for (int j = 0; j < kD / 8; ++j) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      acc[0][j][c] *= factor;
+    }
+  }
+}
+
+// What the queries of a stage bring along, behind their two tiles.
+template <int kOther>
+struct StageRows {
+  float2 of_head[kOther];
+  VisibleKeys keys[kOther];
+};
+
+// Whether all rows of the stage see all of kOwn keys; the same in all lanes.
+template <class Tile>
+__device__ __forceinline__ bool all_visible(const StageRows<Tile::kOther>* rows, int first_key) {
+  bool all = true;
+#pragma unroll
+  for (int i = 0; i < Tile::kOther; i += 32) {
+    const VisibleKeys seen = rows->keys[i + threadIdx.x % 32];
+    all = all && seen.begin <= first_key && seen.end >= first_key + Tile::kOwn;
+  }
+  return __all_sync(~0U, all);
+}
+
+// Grid: G parts, tiles of keys; the first keys, which most rows see, come first.
+template <class Tile>
+__global__ void __launch_bounds__(kTileThreads, 2)
+    backward_keys(const AttentionCall call, const BackwardTensors tensors) {
+  constexpr int kD = Tile::kD;
+  constexpr int kOther = Tile::kOther;
+  extern __shared__ __align__(16) unsigned char shared[];
+  __shared__ RowBounds visible;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int warp_row = static_cast<int>(threadIdx.x / 32) * 16;
+  const int g = static_cast<int>(blockIdx.x) / tensors.parts;
+  const int part = static_cast<int>(blockIdx.x) % tensors.parts;
+  const int first_key = static_cast<int>(blockIdx.y) * Tile::kOwn;
+  const int keys = min(call.Tk - first_key, Tile::kOwn);
+  const int chunks = call.D / 8;
+  const int q_row = call.H * call.D;
+  const int k_row = call.G * call.D;
+  const int64_t k_at = static_cast<int64_t>(first_key) * k_row + g * call.D;
+  const uint32_t own = shared_address(shared);
+  load_tile<kD, Tile::kOwn>({tensors.k + k_at, 2 * k_row, keys, chunks}, own);
+  load_tile<kD, Tile::kOwn>({tensors.v + k_at, 2 * k_row, keys, chunks}, own + Tile::kOwnBytes);
+  commit_copies();
+  find_rows(call, first_key, keys, &visible);
+
+  const int heads = call.H / call.G;
+  const int heads_of_part = (heads + tensors.parts - 1) / tensors.parts;
+  const int last_head = min(heads, (part + 1) * heads_of_part) + g * heads;
+  const auto load_rows = [&](int h, int first_row, int stage_at) {
+    const uint32_t stage = own + stage_at;
+    const int64_t at = static_cast<int64_t>(first_row) * q_row + h * call.D;
+    const int rows = min(call.Tq - first_row, kOther);
+    load_tile<kD, kOther>({tensors.q + at, 2 * q_row, rows, chunks}, stage);
+    load_tile<kD, kOther>({tensors.d_o + at, 2 * q_row, rows, chunks}, stage + Tile::kOtherBytes);
+    const int row = static_cast<int>(threadIdx.x) % kOther;
+    const uint32_t to = stage + 2 * Tile::kOtherBytes + row * 8;
+    const int from = row < rows ? first_row + row : 0;
+    if (threadIdx.x < kOther) {
+      copy8_async(to, tensors.statistics.of_heads + static_cast<int64_t>(h) * call.Tq + from,
+                  row < rows);
+    } else if (threadIdx.x < 2 * kOther) {
+      copy8_async(to + kOther * 8, tensors.statistics.keys + from, row < rows);
+    }
+    commit_copies();
+  };
+
+  float dk[1][kD / 8][4] = {};
+  float dv[1][kD / 8][4] = {};
+  const float scale2 = call.scale * kLog2E;
+  int h = g * heads + part * heads_of_part;
+  int first_row = visible.begin;
+  int stage_at = 2 * Tile::kOwnBytes;
+  int other_stage_at = stage_at + Tile::kStageBytes;
+  const bool any = h < last_head && first_row < visible.end;
+  if (any) {
+    load_rows(h, first_row, other_stage_at);
+  }
+  while (any && h < last_head) {
+    wait_for_copies<0>();
+    __syncthreads();  // the tiles are there, and those before them are no longer read
+    const int loaded_at = other_stage_at;
+    other_stage_at = stage_at;
+    stage_at = loaded_at;
+    first_row += kOther;
+    if (first_row >= visible.end) {
+      first_row = visible.begin;
+      ++h;
+    }
+    if (h < last_head) {
+      load_rows(h, first_row, other_stage_at);
+    }
+
+    const auto* of_rows =
+        reinterpret_cast<const StageRows<kOther>*>(shared + stage_at + 2 * Tile::kOtherBytes);
+    const uint32_t queries = own + stage_at;
+    const uint32_t left = own + warp_row * kRowBytes<kD> + left_lane<kD>();
+    float p[1][kOther / 8][4] = {};  // transposed: [key][query]
+    multiply_nt<kD, 1, kOther>(left, queries + right_lane<kD>(), p);
+#pragma unroll
+    for (int j = 0; j < kOther / 8; ++j) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        p[0][j][c] =
+            fast_exp2(p[0][j][c] * scale2 - of_rows->of_head[j * 8 + lane % 4 * 2 + c % 2].x);
+      }
+    }
+    if (!all_visible<Tile>(of_rows, first_key)) {
+      const int key = first_key + warp_row + lane / 4;
+#pragma unroll
+      for (int j = 0; j < kOther / 8; ++j) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          const VisibleKeys seen = of_rows->keys[j * 8 + lane % 4 * 2 + c % 2];
+          p[0][j][c] = seen.has(key + c / 2 * 8) ? p[0][j][c] : 0.0F;
+        }
+      }
+    }
+    uint32_t fragments[1][kOther / 16][4];
+    to_fragments<1, kOther>(p, fragments);
+    multiply_nn<kD, 1, kOther>(fragments, queries + Tile::kOtherBytes + left_lane<kD>(), dv);
+    float ds[1][kOther / 8][4] = {};
+    multiply_nt<kD, 1, kOther>(left + Tile::kOwnBytes,
+                               queries + Tile::kOtherBytes + right_lane<kD>(), ds);
+#pragma unroll
+    for (int j = 0; j < kOther / 8; ++j) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        ds[0][j][c] = p[0][j][c] * (ds[0][j][c] - of_rows->of_head[j * 8 + lane % 4 * 2 + c % 2].y);
+      }
+    }
+    to_fragments<1, kOther>(ds, fragments);
+    multiply_nn<kD, 1, kOther>(fragments, queries + left_lane<kD>(), dk);
+  }
+  wait_for_copies<0>();
+  __syncthreads();  // where no row sees these keys, their tiles may only now have come
+
+  const int64_t to = k_at + static_cast<int64_t>(warp_row) * k_row;
+  scale_rows<kD>(call.scale, dk);
+  if (tensors.parts > 1) {
+    const int64_t at = static_cast<int64_t>(part) * call.Tk * k_row + to;
+    store_part<kD>(dk, 1.0F, k_row, keys - warp_row, call.D, tensors.dk_parts + at);
+    store_part<kD>(dv, 1.0F, k_row, keys - warp_row, call.D, tensors.dv_parts + at);
+    return;
+  }
+  unsigned char* stage = shared + warp_row * kRowBytes<kD>;
+  store_rows<kD, 1>(dk, stage, {tensors.dk + to, k_row, keys - warp_row, chunks});
+  store_rows<kD, 1>(dv, stage + Tile::kOwnBytes, {tensors.dv + to, k_row, keys - warp_row, chunks});
+}
+
+// Grid: H, tiles of rows from the last to the first.
+template <class Tile>
+__global__ void __launch_bounds__(kTileThreads, 2)
+    backward_queries(const AttentionCall call, const BackwardTensors tensors) {
+  constexpr int kD = Tile::kD;
+  constexpr int kOther = Tile::kOther;
+  extern __shared__ __align__(16) unsigned char shared[];
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int warp_row = static_cast<int>(threadIdx.x / 32) * 16;
+  const int h = static_cast<int>(blockIdx.x);
+  const int g = h / (call.H / call.G);
+  const int first_row = static_cast<int>(gridDim.y - 1 - blockIdx.y) * Tile::kOwn;
+  const int rows = min(call.Tq - first_row, Tile::kOwn);
+  const int chunks = call.D / 8;
+  const int q_row = call.H * call.D;
+  const int k_row = call.G * call.D;
+  const int64_t q_at = static_cast<int64_t>(first_row) * q_row + h * call.D;
+  const uint32_t own = shared_address(shared);
+  load_tile<kD, Tile::kOwn>({tensors.q + q_at, 2 * q_row, rows, chunks}, own);
+  load_tile<kD, Tile::kOwn>({tensors.d_o + q_at, 2 * q_row, rows, chunks}, own + Tile::kOwnBytes);
+  commit_copies();
+
+  const VisibleKeys* all_keys = tensors.statistics.keys + first_row;
+  const KeyBounds of_tile = key_bounds(all_keys, rows);
+  VisibleKeys seen[2];  // by this lane's rows
+  float2 of_head[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = min(warp_row + half * 8 + lane / 4, rows - 1);
+    seen[half] = all_keys[row];
+    of_head[half] =
+        tensors.statistics.of_heads[static_cast<int64_t>(h) * call.Tq + first_row + row];
+  }
+  const auto load_keys = [&](int first_key, int stage_at) {
+    const int64_t at = static_cast<int64_t>(first_key) * k_row + g * call.D;
+    const int count = min(of_tile.end - first_key, kOther);
+    load_tile<kD, kOther>({tensors.k + at, 2 * k_row, count, chunks}, own + stage_at);
+    load_tile<kD, kOther>({tensors.v + at, 2 * k_row, count, chunks},
+                          own + stage_at + Tile::kOtherBytes);
+    commit_copies();
+  };
+
+  float dq[1][kD / 8][4] = {};
+  const float scale2 = call.scale * kLog2E;
+  int stage_at = 2 * Tile::kOwnBytes;
+  int other_stage_at = stage_at + Tile::kStageBytes;
+  if (of_tile.begin < of_tile.end) {
+    load_keys(of_tile.begin, other_stage_at);
+  }
+  for (int first_key = of_tile.begin; first_key < of_tile.end; first_key += kOther) {
+    wait_for_copies<0>();
+    __syncthreads();  // the tiles are there, and those before them are no longer read
+    const int loaded_at = other_stage_at;
+    other_stage_at = stage_at;
+    stage_at = loaded_at;
+    if (first_key + kOther < of_tile.end) {
+      load_keys(first_key + kOther, other_stage_at);
+    }
+    const uint32_t keys = own + stage_at;
+    const uint32_t left = own + warp_row * kRowBytes<kD> + left_lane<kD>();
+    float p[1][kOther / 8][4] = {};
+    multiply_nt<kD, 1, kOther>(left, keys + right_lane<kD>(), p);
+    const bool masked = first_key < of_tile.inner_begin || first_key + kOther > of_tile.inner_end;
+#pragma unroll
+    for (int j = 0; j < kOther / 8; ++j) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const int key = first_key + j * 8 + lane % 4 * 2 + c % 2;
+        const float value = fast_exp2(p[0][j][c] * scale2 - of_head[c / 2].x);
+        p[0][j][c] = !masked || seen[c / 2].has(key) ? value : 0.0F;
+      }
+    }
+    float ds[1][kOther / 8][4] = {};
+    multiply_nt<kD, 1, kOther>(left + Tile::kOwnBytes, keys + Tile::kOtherBytes + right_lane<kD>(),
+                               ds);
+#pragma unroll
+    for (int j = 0; j < kOther / 8; ++j) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        ds[0][j][c] = p[0][j][c] * (ds[0][j][c] - of_head[c / 2].y);
+      }
+    }
+    uint32_t fragments[1][kOther / 16][4];
+    to_fragments<1, kOther>(ds, fragments);
+    multiply_nn<kD, 1, kOther>(fragments, keys + left_lane<kD>(), dq);
+  }
+  wait_for_copies<0>();
+  __syncthreads();  // where no row sees a key, the tiles may only now have come
+  scale_rows<kD>(call.scale, dq);
+  store_rows<kD, 1>(
+      dq, shared + warp_row * kRowBytes<kD>,
+      {tensors.dq + q_at + static_cast<int64_t>(warp_row) * q_row, q_row, rows - warp_row, chunks});
+}
+
+// to = sum of the parts in their order; `count` is a multiple of 8.
+__global__ void __launch_bounds__(256)
+    add_parts(const float* dk_parts, const float* dv_parts, int parts, int64_t count,
+              __nv_bfloat16* dk, __nv_bfloat16* dv) {
+  const int64_t at = (static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x) * 8;
+  if (at >= count) {
+    return;
+  }
+  const float* from = (blockIdx.y == 0 ? dk_parts : dv_parts) + at;
+  float sum[8];
+  load8(from, sum);
+  for (int part = 1; part < parts; ++part) {
+    float more[8];
+    load8(from + part * count, more);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      sum[i] += more[i];
+    }
+  }
+  store8(sum, (blockIdx.y == 0 ? dk : dv) + at);
+}
+
+template <class Tile>
+void launch_tiles(const Context& context, const AttentionCall& call,
+                  const BackwardTensors& tensors) {
+  if (call.Tk > 0) {
+    const dim3 grid(call.G * tensors.parts, divide_up(call.Tk, Tile::kOwn));
+    allow_shared(backward_keys<Tile>, Tile::kSharedBytes);
+    backward_keys<Tile><<<grid, kTileThreads, Tile::kSharedBytes, context.stream>>>(call, tensors);
+    check_launch("attention_backward of keys");
+    if (tensors.parts > 1) {
+      const int64_t count = static_cast<int64_t>(call.Tk) * call.G * call.D;
+      const dim3 sum_grid(divide_up(count, 8 * 256), 2);
+      add_parts<<<sum_grid, 256, 0, context.stream>>>(tensors.dk_parts, tensors.dv_parts,
+                                                      tensors.parts, count, tensors.dk, tensors.dv);
+      check_launch("attention_backward of parts");
+    }
+  }
+  if (call.Tq > 0) {
+    const dim3 grid(call.H, divide_up(call.Tq, Tile::kOwn));
+    allow_shared(backward_queries<Tile>, Tile::kSharedBytes);
+    backward_queries<Tile>
+        <<<grid, kTileThreads, Tile::kSharedBytes, context.stream>>>(call, tensors);
+    check_launch("attention_backward of queries");
+  }
+}
+
+// Shares of a group's heads: as many as make some 1024 blocks of the tiles of keys, whatever the
+// device, so that results do not depend on it.
+int parts_of(const AttentionCall& call) {
+  const int heads = call.H / call.G;
+  const int64_t blocks = static_cast<int64_t>(divide_up(call.Tk, 64)) * call.G;
+  const int wanted = divide_up(1024, std::max<int64_t>(blocks, 1));
+  const int heads_of_part = divide_up(heads, std::min(heads, wanted));
+  return divide_up(heads, heads_of_part);
+}
+
+void backward_tiles(const Context& context, const AttentionResults& forward,
+                    const AttentionCall& call, const RowStatistics& statistics, const Tensor& dq,
+                    const Tensor& dk, const Tensor& dv) {
+  const int parts = parts_of(call);
+  const size_t part_bytes = dk.elements() * sizeof(float);
+  const Scratch scratch(context, parts > 1 ? 2 * parts * part_bytes : 0);
+  const BackwardTensors tensors{forward.q.data<__nv_bfloat16>(),
+                                forward.k.data<__nv_bfloat16>(),
+                                forward.v.data<__nv_bfloat16>(),
+                                forward.d_o.data<__nv_bfloat16>(),
+                                statistics,
+                                dq.data<__nv_bfloat16>(),
+                                dk.data<__nv_bfloat16>(),
+                                dv.data<__nv_bfloat16>(),
+                                scratch.as<float>(),
+                                scratch.as<float>() + (parts > 1 ? parts * dk.elements() : 0),
+                                parts};
+  if (call.D <= 64) {
+    launch_tiles<BackwardTile<64, 64>>(context, call, tensors);
+  } else if (call.D <= 80) {
+    launch_tiles<BackwardTile<80, 64>>(context, call, tensors);
+  } else if (call.D <= 96) {
+    launch_tiles<BackwardTile<96, 64>>(context, call, tensors);
+  } else {
+    launch_tiles<BackwardTile<128, 64>>(context, call, tensors);
+  }
+}
+
+}  // namespace
+
+void attention_backward(const Context& context, const AttentionResults& forward,
+                        const Tensor& spans, const AttentionArgs& args, const Tensor& dq,
+                        const Tensor& dk, const Tensor& dv) {
+  const AttentionCall call = attention_call(forward.q, forward.k, spans, args);
+  check_head_size(call.D);
+  const auto rows = static_cast<size_t>(call.Tq);
+  const Scratch scratch(context, rows * (call.H * sizeof(float2) + sizeof(VisibleKeys)));
+  RowStatistics statistics{};
+  statistics.of_heads = scratch.as<float2>();
+  statistics.keys = reinterpret_cast<VisibleKeys*>(statistics.of_heads + rows * call.H);
+  find_statistics(context, forward, call, statistics);
+  const bool chunked = in_chunks(forward.q) && in_chunks(forward.k) && in_chunks(forward.v) &&
+                       in_chunks(forward.d_o) && in_chunks(dq) && in_chunks(dk) && in_chunks(dv);
+  if (chunked && call.D <= 128) {
+    backward_tiles(context, forward, call, statistics, dq, dk, dv);
+  } else {
+    attention_backward_plain(context, forward, call, statistics, dq, dk, dv);
+  }
+}
+
+}  // namespace wick::cuda

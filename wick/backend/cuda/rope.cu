@@ -1,0 +1,237 @@
+// The rotary embedding (Su et al., "RoFormer", 2021) and writes into the KV cache.
+//
+// Bound by memory: each element is read and written once, the table is read from the L2. A thread
+// takes a run of kWide pairs (i, i + R/2) of one head, or kWide of the channels that do not rotate,
+// so y may be x. Memory: none.
+#include <initializer_list>
+#include <type_traits>
+
+#include "wick/backend/cuda/attention.h"
+#include "wick/backend/cuda/elements.cuh"
+
+namespace wick::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+int blocks_for(int64_t work) {
+  return static_cast<int>((work + kThreads - 1) / kThreads);
+}
+
+// kWide is 8, where rows of all tensors are runs of eight aligned elements, or 1.
+template <int kWide, class T>
+__device__ __forceinline__ void load_run(const T* from, float (&values)[kWide]) {
+  if constexpr (kWide == 8) {
+    load8(from, values);
+  } else {
+    values[0] = to_float(from[0]);
+  }
+}
+
+template <int kWide, class T>
+__device__ __forceinline__ void store_run(const float (&values)[kWide], T* to) {
+  if constexpr (kWide == 8) {
+    store8(values, to);
+  } else {
+    to[0] = from_float<T>(values[0]);
+  }
+}
+
+struct HeadShape {
+  int D, R;  // R of the D channels rotate
+
+  // Threads a head needs.
+  template <int kWide>
+  __host__ __device__ int runs() const {
+    return (R / 2 + D - R) / kWide;
+  }
+};
+
+// Run `run` of the head `from`; angles is the table's row of its position.
+template <int kWide, class T>
+__device__ __forceinline__ void rotate_run(const T* from, const float* angles, float sign,
+                                           const HeadShape& shape, int run, T* to) {
+  const int half = shape.R / 2;
+  const int i = run * kWide;
+  float first[kWide];
+  if (i >= half) {
+    load_run<kWide>(from + i + half, first);
+    store_run<kWide>(first, to + i + half);
+    return;
+  }
+  float second[kWide];
+  float cosine[kWide];
+  float sine[kWide];
+  load_run<kWide>(from + i, first);
+  load_run<kWide>(from + half + i, second);
+  load_run<kWide>(angles + i, cosine);
+  load_run<kWide>(angles + half + i, sine);
+#pragma unroll
+  for (int j = 0; j < kWide; ++j) {
+    const float x = first[j];
+    const float s = sign * sine[j];
+    first[j] = x * cosine[j] - second[j] * s;
+    second[j] = second[j] * cosine[j] + x * s;
+  }
+  store_run<kWide>(first, to + i);
+  store_run<kWide>(second, to + half + i);
+}
+
+template <int kWide, class T>
+__global__ void __launch_bounds__(kThreads)
+    rope_kernel(const T* x, const int* positions, const float* table, float sign, int64_t heads,
+                int H, HeadShape shape, T* y) {
+  const int runs = shape.runs<kWide>();
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t head = at / runs;
+  if (head >= heads) {
+    return;
+  }
+  const float* angles = table + static_cast<int64_t>(positions[head / H]) * shape.R;
+  rotate_run<kWide>(x + head * shape.D, angles, sign, shape, static_cast<int>(at % runs),
+                    y + head * shape.D);
+}
+
+template <class T>
+struct AppendTensors {
+  T* q;
+  const T *k, *v;
+  T *k_cache, *v_cache;
+};
+
+// Heads of a token: H of q, rotated in place; G of k, rotated into the cache; G of v, copied there
+// by as many threads, each kWide elements at a time.
+template <int kWide, class T>
+__global__ void __launch_bounds__(kThreads)
+    rope_append_kernel(const int* positions, const float* table, int tokens, int H, int G,
+                       HeadShape shape, AppendTensors<T> tensors) {
+  const int runs = shape.runs<kWide>();
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int run = static_cast<int>(at % runs);
+  const int64_t head = at / runs;
+  const int64_t t = head / (H + 2 * G);
+  int h = static_cast<int>(head % (H + 2 * G));
+  if (t >= tokens) {
+    return;
+  }
+  const int64_t position = positions[t];
+  const float* angles = table + position * shape.R;
+  if (h < H) {
+    T* q = tensors.q + (t * H + h) * shape.D;
+    rotate_run<kWide>(q, angles, 1.0F, shape, run, q);
+    return;
+  }
+  const bool rotates = h < H + G;
+  h -= rotates ? H : H + G;
+  const int64_t from = (t * G + h) * shape.D;
+  const int64_t to = (position * G + h) * shape.D;
+  if (rotates) {
+    rotate_run<kWide>(tensors.k + from, angles, 1.0F, shape, run, tensors.k_cache + to);
+    return;
+  }
+  for (int i = run * kWide; i < shape.D; i += runs * kWide) {
+    float values[kWide];
+    load_run<kWide>(tensors.v + from + i, values);
+    store_run<kWide>(values, tensors.v_cache + to + i);
+  }
+}
+
+// Word is uint4 where rows and addresses allow it.
+template <class Word>
+__global__ void __launch_bounds__(kThreads)
+    kv_append_kernel(const Word* x, const int* slots, int64_t rows, int words, Word* cache) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t row = at / words;
+  if (row < rows) {
+    cache[static_cast<int64_t>(slots[row]) * words + at % words] = x[at];
+  }
+}
+
+bool aligned(const Tensor& tensor, size_t bytes) {
+  return reinterpret_cast<uintptr_t>(tensor.address()) % bytes == 0;
+}
+
+// Calls function with kWide.
+template <class Function>
+void with_width(const HeadShape& shape, std::initializer_list<const Tensor*> tensors,
+                const Function& function) {
+  bool wide = shape.D % 8 == 0 && shape.R % 16 == 0;
+  for (const Tensor* tensor : tensors) {
+    wide = wide && aligned(*tensor, 16);
+  }
+  if (wide) {
+    function(std::integral_constant<int, 8>());
+  } else {
+    function(std::integral_constant<int, 1>());
+  }
+}
+
+}  // namespace
+
+void kv_append(const Context& context, const Tensor& x, const Tensor& slots, const Tensor& cache) {
+  if (x.elements() == 0) {
+    return;
+  }
+  const int64_t rows = x.dim(0);
+  const auto row_bytes = static_cast<int64_t>(x.bytes()) / rows;
+  const auto launch = [&](auto word) {
+    using Word = decltype(word);
+    const auto words = static_cast<int>(row_bytes / static_cast<int64_t>(sizeof(Word)));
+    kv_append_kernel<Word><<<blocks_for(rows * words), kThreads, 0, context.stream>>>(
+        static_cast<const Word*>(x.address()), slots.data<int32_t>(), rows, words,
+        static_cast<Word*>(cache.address()));
+  };
+  if (row_bytes % 16 == 0 && aligned(x, 16) && aligned(cache, 16)) {
+    launch(uint4());
+  } else {
+    launch(uint16_t());
+  }
+  check_launch("kv_append");
+}
+
+void rope(const Context& context, const Tensor& x, const Tensor& positions, const Tensor& table,
+          RopeDirection direction, const Tensor& y) {
+  if (x.elements() == 0) {
+    return;
+  }
+  const HeadShape shape{static_cast<int>(x.dim(2)), static_cast<int>(table.columns())};
+  const int64_t heads = x.dim(0) * x.dim(1);
+  const float sign = direction == RopeDirection::forward ? 1.0F : -1.0F;
+  with_activation(x, [&](auto* from) {
+    with_width(shape, {&x, &table, &y}, [&](auto width) {
+      constexpr int kWide = decltype(width)::value;
+      rope_kernel<kWide><<<blocks_for(heads * shape.runs<kWide>()), kThreads, 0, context.stream>>>(
+          from, positions.data<int32_t>(), table.data<float>(), sign, heads,
+          static_cast<int>(x.dim(1)), shape, static_cast<decltype(from)>(y.address()));
+    });
+  });
+  check_launch("rope");
+}
+
+void rope_append(const Context& context, const Tensor& positions, const Tensor& table,
+                 const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k_cache,
+                 const Tensor& v_cache) {
+  if (q.dim(0) == 0) {
+    return;
+  }
+  const HeadShape shape{static_cast<int>(q.dim(2)), static_cast<int>(table.columns())};
+  const auto tokens = static_cast<int>(q.dim(0));
+  const auto H = static_cast<int>(q.dim(1));
+  const auto G = static_cast<int>(k.dim(1));
+  const int64_t heads = static_cast<int64_t>(tokens) * (H + 2 * G);
+  with_activation(q, [&](auto* rotated) {
+    using T = std::remove_pointer_t<decltype(rotated)>;
+    const AppendTensors<T> tensors{rotated, k.data<T>(), v.data<T>(), k_cache.data<T>(),
+                                   v_cache.data<T>()};
+    with_width(shape, {&table, &q, &k, &v, &k_cache, &v_cache}, [&](auto width) {
+      constexpr int kWide = decltype(width)::value;
+      rope_append_kernel<kWide>
+          <<<blocks_for(heads * shape.runs<kWide>()), kThreads, 0, context.stream>>>(
+              positions.data<int32_t>(), table.data<float>(), tokens, H, G, shape, tensors);
+    });
+  });
+  check_launch("rope_append");
+}
+
+}  // namespace wick::cuda
