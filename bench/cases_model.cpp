@@ -165,6 +165,7 @@ Case train_case(const NamedShape& shape, int64_t T, int64_t rank, DType dtype) {
       std::unique_ptr<Decoder> decoder;
       AttachedAdapter adapter;
       std::unique_ptr<AdamW> optimizer;
+      Alone alone;
       std::unique_ptr<TrainStep> step;
       std::vector<MicroBatch> batches = std::vector<MicroBatch>(1);
       int64_t steps = 0;
@@ -176,7 +177,7 @@ Case train_case(const NamedShape& shape, int64_t T, int64_t rank, DType dtype) {
         be, s->adapter.values, s->adapter.grads,
         std::vector<ParameterGroup>{{0, s->adapter.values.elements(), 1.0F, 0.01F}},
         AdamWOptions{.max_gradient_norm = 1.0F});
-    s->step = std::make_unique<TrainStep>(*s->decoder, *s->optimizer, 0);
+    s->step = std::make_unique<TrainStep>(*s->decoder, *s->optimizer, 0, s->alone);
     MicroBatch& batch = s->batches.front();
     batch.inputs = {some_ids(T)};
     batch.rows = T;
