@@ -5,6 +5,8 @@
 
 #include <array>
 #include <cstddef>
+#include <filesystem>
+#include <iterator>
 #include <string>
 
 #include "tests/reference/lora.h"
@@ -94,8 +96,9 @@ struct MatmulShape {
   int64_t M, N, K;
 };
 
-// Beside odd sizes: more than one block of depth, and more rows than are packed at a time.
-constexpr std::array<MatmulShape, 11> kMatmulShapes = {{{0, 5, 3},
+// Beside odd sizes: more than one block of depth, more rows than are packed at a time, and several
+// blocks of a library's product.
+constexpr std::array<MatmulShape, 12> kMatmulShapes = {{{0, 5, 3},
                                                         {4, 0, 3},
                                                         {3, 5, 0},
                                                         {1, 1, 1},
@@ -105,7 +108,28 @@ constexpr std::array<MatmulShape, 11> kMatmulShapes = {{{0, 5, 3},
                                                         {17, 97, 53},
                                                         {131, 67, 96},
                                                         {29, 131, 1031},
+                                                        {270, 290, 33},
                                                         {7950, 12, 3}}};
+
+// oneDNN would start a team of threads of its own, beside the pool's and spinning.
+TEST(CpuMatmul, ProductsByTheLibraryStartNoThreads) {
+  const std::filesystem::path tasks = "/proc/self/task";
+  if (!std::filesystem::exists(tasks)) {
+    GTEST_SKIP() << "counts the threads in /proc";
+  }
+  const auto threads = [&] {
+    return std::distance(std::filesystem::directory_iterator(tasks), {});
+  };
+  const auto backend = make_backend("cpu", {1});
+  const Tensor a = upload(*backend, Values(256 * 256, 1.0), {256, 256});
+  const Tensor c = poisoned(*backend, {256, 256});
+  const auto before = threads();
+  for (const MatmulForm form : {MatmulForm::nn, MatmulForm::tn}) {
+    backend->matmul(a, a, {form}, c);
+    EXPECT_EQ(test::download(*backend, c)[0], 256.0);
+  }
+  EXPECT_EQ(threads(), before);
+}
 
 TEST_P(Conformance, Matmul) {
   for (const auto [M, N, K] : kMatmulShapes) {
