@@ -82,4 +82,35 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
+__device__ __forceinline__ void multiply_16x8x16(uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                                 uint32_t b0, uint32_t b1, float (&sums)[4]) {
+  const uint32_t a[4] = {a0, a1, a2, a3};
+  multiply_add(a, b0, b1, sums);
+}
+
+// With the first eight columns of A and rows of B alone.
+__device__ __forceinline__ void multiply_16x8x8(uint32_t a0, uint32_t a1, uint32_t b0,
+                                                float (&sums)[4]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a0), "r"(a1), "r"(b0));
+}
+
+// Of an 8 x 8 matrix of which each lane holds row g, columns 2q and 2q+1: its transpose, held
+// alike.
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t pair) {
+  uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+  return result;
+}
+
+__device__ __forceinline__ float low_bf16(uint32_t pair) {
+  return __uint_as_float(pair << 16);
+}
+__device__ __forceinline__ float high_bf16(uint32_t pair) {
+  return __uint_as_float(pair & 0xffff0000U);
+}
+
 }  // namespace wick::cuda
