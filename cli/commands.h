@@ -21,5 +21,6 @@ void add_merge(CLI::App& app);
 void add_logits(CLI::App& app);
 void add_tokenize(CLI::App& app);
 void add_bench(CLI::App& app);
+void add_devices(CLI::App& app);
 
 }  // namespace wick

@@ -7,7 +7,7 @@ namespace wick {
 
 void DeviceFlags::add_to(CLI::App& verb) {
   const char* group = "Device";
-  verb.add_option("--device", device, "Where to compute: auto (the best there is) or cpu")
+  verb.add_option("--device", device, "Where to compute: auto (the best there is), cpu or cuda")
       ->capture_default_str()
       ->group(group);
   verb.add_option("--threads", threads, "CPU threads; 0: one a core that this process may use")

@@ -2,6 +2,7 @@
 #include <fmt/core.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -63,10 +64,11 @@ TEST_P(Conformance, AttentionAndItsGradient) {
     const auto [Tq, Tk] = extents_of(c.spans);
     SCOPED_TRACE(fmt::format("H {} G {} D {} Tq {} Tk {}", H, G, D, Tq, Tk));
     const AttentionArgs args{c.causal, c.window, 0.3F};
-    const Values q = random(Tq * H * D);
-    const Values k = random(Tk * G * D);
-    const Values v = random(Tk * G * D);
-    const Values d_o = random(Tq * H * D);
+    const DType type = activations();
+    const Values q = random(Tq * H * D, type);
+    const Values k = random(Tk * G * D, type);
+    const Values v = random(Tk * G * D, type);
+    const Values d_o = random(Tq * H * D, type);
     Values o(Tq * H * D);
     Values lse(Tq * H);
     const reference::AttentionSize size{H, G, D, S};
@@ -82,20 +84,20 @@ TEST_P(Conformance, AttentionAndItsGradient) {
     const Shape k_shape{Tk, G, D};
     expect_outputs(
         [&, H = H](Backend& backend) {
-          const Tensor device_q = upload(backend, q, q_shape);
-          const Tensor device_k = upload(backend, k, k_shape);
-          const Tensor device_v = upload(backend, v, k_shape);
+          const Tensor device_q = upload(backend, q, q_shape, type);
+          const Tensor device_k = upload(backend, k, k_shape, type);
+          const Tensor device_v = upload(backend, v, k_shape, type);
           const Tensor spans = upload_ids(backend, c.spans, {S, 4});
-          const Tensor device_o = poisoned(backend, q_shape);
+          const Tensor device_o = poisoned(backend, q_shape, type);
           const Tensor device_lse = poisoned(backend, {Tq, H});
-          const Tensor unaided = poisoned(backend, q_shape);
+          const Tensor unaided = poisoned(backend, q_shape, type);
           backend.attention(device_q, device_k, device_v, spans, args, device_o, device_lse);
           backend.attention(device_q, device_k, device_v, spans, args, unaided, {});
-          const Tensor device_dq = poisoned(backend, q_shape);
-          const Tensor device_dk = poisoned(backend, k_shape);
-          const Tensor device_dv = poisoned(backend, k_shape);
+          const Tensor device_dq = poisoned(backend, q_shape, type);
+          const Tensor device_dk = poisoned(backend, k_shape, type);
+          const Tensor device_dv = poisoned(backend, k_shape, type);
           backend.attention_backward(device_q, device_k, device_v, device_o, device_lse,
-                                     upload(backend, d_o, q_shape), spans, args, device_dq,
+                                     upload(backend, d_o, q_shape, type), spans, args, device_dq,
                                      device_dk, device_dv);
           return std::vector{device_o, device_lse, unaided, device_dq, device_dk, device_dv};
         },
@@ -105,14 +107,15 @@ TEST_P(Conformance, AttentionAndItsGradient) {
 
 TEST_P(Conformance, TokensOutsideEverySpanGetNoGradient) {
   const std::vector<int32_t> spans = {1, 2, 1, 2};
+  const DType type = activations();
   for (const int64_t G : {1, 2}) {
     for (const auto& backend : backends_) {
-      const Tensor q = upload(*backend, random(4 * 2 * 8), {4, 2, 8});
-      const Tensor k = upload(*backend, random(4 * G * 8), {4, G, 8});
+      const Tensor q = upload(*backend, random(4 * 2 * 8), {4, 2, 8}, type);
+      const Tensor k = upload(*backend, random(4 * G * 8), {4, G, 8}, type);
       const Tensor lse = upload(*backend, Values(8, 1.0), {4, 2});
-      const Tensor dq = poisoned(*backend, {4, 2, 8});
-      const Tensor dk = poisoned(*backend, {4, G, 8});
-      const Tensor dv = poisoned(*backend, {4, G, 8});
+      const Tensor dq = poisoned(*backend, {4, 2, 8}, type);
+      const Tensor dk = poisoned(*backend, {4, G, 8}, type);
+      const Tensor dv = poisoned(*backend, {4, G, 8}, type);
       backend->attention_backward(q, k, k, q, lse, q, upload_ids(*backend, spans, {1, 4}), {}, dq,
                                   dk, dv);
       for (const Tensor& gradient : {dq, dk, dv}) {
@@ -132,9 +135,10 @@ TEST_P(Conformance, AttentionSurvivesLargeScores) {
   // Scores near 900: the softmax must subtract the largest before it exponentiates.
   constexpr int64_t T = 9;
   constexpr int64_t D = 8;
-  const Values q = random(T * D, DType::f32, 30.0);
-  const Values k = random(T * D, DType::f32, 30.0);
-  const Values v = random(T * D);
+  const DType type = activations();
+  const Values q = random(T * D, type, 30.0);
+  const Values k = random(T * D, type, 30.0);
+  const Values v = random(T * D, type);
   const std::vector<int32_t> spans = {0, T, 0, T};
   const AttentionArgs args{.scale = 0.25F};
   Values o(T * D);
@@ -142,21 +146,21 @@ TEST_P(Conformance, AttentionSurvivesLargeScores) {
   reference::attention(q.data(), k.data(), v.data(), spans.data(), args, {1, 1, D, 1}, o.data(),
                        lse.data());
   for (const auto& backend : backends_) {
-    const Tensor device_o = poisoned(*backend, {T, 1, D});
-    backend->attention(upload(*backend, q, {T, 1, D}), upload(*backend, k, {T, 1, D}),
-                       upload(*backend, v, {T, 1, D}), upload_ids(*backend, spans, {1, 4}), args,
-                       device_o, {});
+    const Tensor device_o = poisoned(*backend, {T, 1, D}, type);
+    backend->attention(upload(*backend, q, {T, 1, D}, type), upload(*backend, k, {T, 1, D}, type),
+                       upload(*backend, v, {T, 1, D}, type), upload_ids(*backend, spans, {1, 4}),
+                       args, device_o, {});
     const Values actual = test::download(*backend, device_o);
     for (size_t i = 0; i < actual.size(); ++i) {
       // A score of this size carries an f32 rounding error of about 1e-4.
-      ASSERT_NEAR(actual[i], o[i], 5e-4);
+      ASSERT_NEAR(actual[i], o[i], std::max(5e-4, test::tolerance(type)));
     }
   }
 }
 
 TEST_P(Conformance, KvAppendWritesTheNamedSlotsOnly) {
-  const Values x = random(3 * 2 * 5);
-  const Values before = random(7 * 2 * 5);
+  const Values x = random(3 * 2 * 5, activations());
+  const Values before = random(7 * 2 * 5, activations());
   const std::vector<int32_t> slots = {6, 0, 3};
   Values expected = before;
   for (int64_t t = 0; t < 3; ++t) {
@@ -166,8 +170,9 @@ TEST_P(Conformance, KvAppendWritesTheNamedSlotsOnly) {
   }
   expect_outputs(
       [&](Backend& backend) {
-        const Tensor cache = upload(backend, before, {7, 2, 5});
-        backend.kv_append(upload(backend, x, {3, 2, 5}), upload_ids(backend, slots, {3}), cache);
+        const Tensor cache = upload(backend, before, {7, 2, 5}, activations());
+        backend.kv_append(upload(backend, x, {3, 2, 5}, activations()),
+                          upload_ids(backend, slots, {3}), cache);
         return std::vector{cache};
       },
       {expected});
@@ -180,7 +185,8 @@ TEST_P(Conformance, RopeAndItsInverse) {
                                          {67, 14, 64, 64},
                                          {5, 2, 80, 80}}) {
     constexpr int64_t kPositions = 50;
-    const Values x = random(size.T * size.H * size.D);
+    const DType type = activations();
+    const Values x = random(size.T * size.H * size.D, type);
     const Values table = random(kPositions * size.R);
     const std::vector<int32_t> positions = random_ids(size.T, kPositions);
     for (const RopeDirection direction : {RopeDirection::forward, RopeDirection::inverse}) {
@@ -191,13 +197,59 @@ TEST_P(Conformance, RopeAndItsInverse) {
           [&](Backend& backend) {
             const Tensor device_table = upload(backend, table, {kPositions, size.R});
             const Tensor at = upload_ids(backend, positions, {size.T});
-            const Tensor apart = poisoned(backend, shape);
-            const Tensor in_place = upload(backend, x, shape);
+            const Tensor apart = poisoned(backend, shape, type);
+            const Tensor in_place = upload(backend, x, shape, type);
             backend.rope(in_place, at, device_table, direction, apart);
             backend.rope(in_place, at, device_table, direction, in_place);
             return std::vector{apart, in_place};
           },
           {y, y});
+    }
+  }
+}
+
+TEST_P(Conformance, RopeAppendTurnsTheQueriesAndFillsTheCaches) {
+  constexpr int64_t kPositions = 50;
+  constexpr int64_t H = 6;
+  constexpr int64_t G = 2;
+  const DType type = activations();
+  for (const auto& [D, R] : {std::pair<int64_t, int64_t>{64, 64}, {20, 12}}) {
+    for (const int32_t T : {0, 1, 5}) {
+      const Values q = random(T * H * D, type);
+      const Values k = random(T * G * D, type);
+      const Values v = random(T * G * D, type);
+      const Values before = random(kPositions * G * D, type);
+      const Values table = random(kPositions * R);
+      std::vector<int32_t> positions;
+      for (int32_t t = 0; t < T; ++t) {
+        positions.push_back(40 - 7 * t);
+      }
+      Values turned_q(q.size());
+      Values turned_k(k.size());
+      constexpr auto kForward = RopeDirection::forward;
+      reference::rope(q.data(), positions.data(), table.data(), kForward, {T, H, D, R},
+                      turned_q.data());
+      reference::rope(k.data(), positions.data(), table.data(), kForward, {T, G, D, R},
+                      turned_k.data());
+      Values k_cache = before;
+      Values v_cache = before;
+      for (int64_t i = 0; i < T * G * D; ++i) {
+        const int64_t at = positions[i / (G * D)] * G * D + i % (G * D);
+        k_cache[at] = turned_k[i];
+        v_cache[at] = v[i];
+      }
+      expect_outputs(
+          [&, D = D, R = R](Backend& backend) {
+            const Tensor device_q = upload(backend, q, {T, H, D}, type);
+            const Tensor device_k_cache = upload(backend, before, {kPositions, G, D}, type);
+            const Tensor device_v_cache = upload(backend, before, {kPositions, G, D}, type);
+            backend.rope_append(
+                upload_ids(backend, positions, {T}), upload(backend, table, {kPositions, R}),
+                device_q, upload(backend, k, {T, G, D}, type), upload(backend, v, {T, G, D}, type),
+                device_k_cache, device_v_cache);
+            return std::vector{device_q, device_k_cache, device_v_cache};
+          },
+          {turned_q, k_cache, v_cache});
     }
   }
 }

@@ -36,10 +36,11 @@ TEST_P(Conformance, RmsNormAndItsGradient) {
     for (const DType dtype : kWeightTypes) {
       for (const bool accumulate : {false, true}) {
         SCOPED_TRACE(fmt::format("T {} C {} {}", T, C, name_of(dtype)));
-        const Values x = random(T * C);
+        const DType type = activations();
+        const Values x = random(T * C, type);
         const Values weight = random(C, dtype);
-        const Values dy = random(T * C);
-        const std::array before = {random(T * C), random(C)};
+        const Values dy = random(T * C, type);
+        const std::array before = {random(T * C, type), random(C)};
         Values y(T * C);
         Values rstd(T);
         Values dx = before[0];
@@ -50,17 +51,18 @@ TEST_P(Conformance, RmsNormAndItsGradient) {
         expect_outputs(
             [&, T = T, C = C](Backend& backend) {
               const Shape shape{T, C};
-              const Tensor device_x = upload(backend, x, shape);
+              const Tensor device_x = upload(backend, x, shape, type);
               const Tensor device_weight = upload(backend, weight, {C}, dtype);
-              const Tensor device_y = poisoned(backend, shape);
-              const Tensor unaided = poisoned(backend, shape);
+              const Tensor device_y = poisoned(backend, shape, type);
+              const Tensor unaided = poisoned(backend, shape, type);
               const Tensor device_rstd = poisoned(backend, {T});
               backend.rms_norm(device_x, device_weight, 1e-5F, device_y, device_rstd);
               backend.rms_norm(device_x, device_weight, 1e-5F, unaided, {});
-              const Tensor device_dy = upload(backend, dy, shape);
-              const Tensor device_dx =
-                  accumulate ? upload(backend, before[0], shape) : poisoned(backend, shape);
-              const Tensor frozen_dx = upload(backend, test::download(backend, device_dx), shape);
+              const Tensor device_dy = upload(backend, dy, shape, type);
+              const Tensor device_dx = accumulate ? upload(backend, before[0], shape, type)
+                                                  : poisoned(backend, shape, type);
+              const Tensor frozen_dx =
+                  upload(backend, test::download(backend, device_dx), shape, type);
               const Tensor device_dweight = upload(backend, before[1], {C});
               backend.rms_norm_backward(device_x, device_weight, device_rstd, device_dy, accumulate,
                                         device_dx, device_dweight);
@@ -75,12 +77,44 @@ TEST_P(Conformance, RmsNormAndItsGradient) {
   }
 }
 
+TEST_P(Conformance, AddRmsNormIsTheNormOfTheSum) {
+  for (const auto [T, C] : kRowShapes) {
+    for (const DType dtype : kWeightTypes) {
+      const DType type = activations();
+      const Values a = random(T * C, type);
+      const Values b = random(T * C, type);
+      const Values weight = random(C, dtype);
+      Values sum(T * C);
+      Values y(T * C);
+      Values rstd(T);
+      reference::add(a.data(), b.data(), T * C, sum.data());
+      reference::rms_norm(sum.data(), weight.data(), 1e-5F, T, C, y.data(), rstd.data());
+      expect_outputs(
+          [&, T = T, C = C, shape = Shape{T, C}](Backend& backend) {
+            const Tensor left = upload(backend, a, shape, type);
+            const Tensor right = upload(backend, b, shape, type);
+            const Tensor device_weight = upload(backend, weight, {C}, dtype);
+            const Tensor device_sum = poisoned(backend, shape, type);
+            const Tensor device_y = poisoned(backend, shape, type);
+            const Tensor in_place_y = poisoned(backend, shape, type);
+            const Tensor device_rstd = poisoned(backend, {T});
+            backend.add_rms_norm(left, right, device_weight, 1e-5F, device_sum, device_y,
+                                 device_rstd);
+            backend.add_rms_norm(left, right, device_weight, 1e-5F, left, in_place_y, {});
+            return std::vector{device_sum, device_y, device_rstd, left, in_place_y};
+          },
+          {sum, y, rstd, sum, y});
+    }
+  }
+}
+
 TEST_P(Conformance, GateAndItsGradient) {
   for (const auto [T, C] : kRowShapes) {
     for (const Activation activation : {Activation::silu, Activation::gelu_tanh}) {
-      const Values g = random(T * C, DType::f32, 6.0);
-      const Values u = random(T * C);
-      const Values dh = random(T * C);
+      const DType type = activations();
+      const Values g = random(T * C, type, 6.0);
+      const Values u = random(T * C, type);
+      const Values dh = random(T * C, type);
       Values h(T * C);
       Values dg(T * C);
       Values du(T * C);
@@ -89,12 +123,12 @@ TEST_P(Conformance, GateAndItsGradient) {
                                du.data());
       expect_outputs(
           [&, shape = Shape{T, C}](Backend& backend) {
-            const Tensor device_g = upload(backend, g, shape);
-            const Tensor device_u = upload(backend, u, shape);
-            const Tensor device_dh = upload(backend, dh, shape);
-            const Tensor device_h = poisoned(backend, shape);
-            const Tensor device_dg = poisoned(backend, shape);
-            const Tensor device_du = poisoned(backend, shape);
+            const Tensor device_g = upload(backend, g, shape, type);
+            const Tensor device_u = upload(backend, u, shape, type);
+            const Tensor device_dh = upload(backend, dh, shape, type);
+            const Tensor device_h = poisoned(backend, shape, type);
+            const Tensor device_dg = poisoned(backend, shape, type);
+            const Tensor device_du = poisoned(backend, shape, type);
             backend.gate(device_g, device_u, activation, device_h);
             backend.gate_backward(device_g, device_u, device_dh, activation, device_dg, device_du);
             backend.gate_backward(device_g, device_u, device_dh, activation, device_g, device_u);
@@ -110,6 +144,7 @@ TEST_P(Conformance, GateOfExtremeInputsIsFinite) {
   const Values ones(g.size(), 1.0);
   const Values expected = {0, 0, 0, 0, 89, 100, 200, 1e30};
   const Values slopes = {0, 0, 0, 0, 1, 1, 1, 1};
+  const DType type = activations();
   for (const Activation activation : {Activation::silu, Activation::gelu_tanh}) {
     // The cube in gelu overflows for 1e30, so the last one is silu's alone.
     const int64_t count = activation == Activation::silu ? 8 : 7;
@@ -119,11 +154,11 @@ TEST_P(Conformance, GateOfExtremeInputsIsFinite) {
     };
     expect_outputs(
         [&, shape = Shape{count - first}](Backend& backend) {
-          const Tensor device_g = upload(backend, part(g), shape);
-          const Tensor device_one = upload(backend, part(ones), shape);
-          const Tensor h = poisoned(backend, shape);
-          const Tensor dg = poisoned(backend, shape);
-          const Tensor du = poisoned(backend, shape);
+          const Tensor device_g = upload(backend, part(g), shape, type);
+          const Tensor device_one = upload(backend, part(ones), shape, type);
+          const Tensor h = poisoned(backend, shape, type);
+          const Tensor dg = poisoned(backend, shape, type);
+          const Tensor du = poisoned(backend, shape, type);
           backend.gate(device_g, device_one, activation, h);
           backend.gate_backward(device_g, device_one, device_one, activation, dg, du);
           return std::vector{h, dg, du};
@@ -134,16 +169,17 @@ TEST_P(Conformance, GateOfExtremeInputsIsFinite) {
 
 TEST_P(Conformance, AddAndFill) {
   for (const auto [T, C] : kRowShapes) {
-    const Values a = random(T * C);
-    const Values b = random(T * C);
+    const DType type = activations();
+    const Values a = random(T * C, type);
+    const Values b = random(T * C, type);
     Values sum(T * C);
     reference::add(a.data(), b.data(), T * C, sum.data());
     expect_outputs(
         [&, shape = Shape{T, C}](Backend& backend) {
-          const Tensor left = upload(backend, a, shape);
-          const Tensor right = upload(backend, b, shape);
-          const Tensor apart = poisoned(backend, shape);
-          const Tensor filled = poisoned(backend, shape);
+          const Tensor left = upload(backend, a, shape, type);
+          const Tensor right = upload(backend, b, shape, type);
+          const Tensor apart = poisoned(backend, shape, type);
+          const Tensor filled = poisoned(backend, shape, type);
           backend.add(left, right, apart);
           backend.add(left, right, left);
           backend.fill(2.5F, filled);
@@ -195,14 +231,17 @@ TEST_P(Conformance, CastKeepsNaN) {
 
 TEST_P(Conformance, Dropout) {
   for (const auto [T, C] : kRowShapes) {
-    const DropoutArgs args{0.3F, 99, 5};
-    const Values x = random(T * C);
+    DropoutArgs args{0.3F, 99, 5, {}};
+    constexpr int32_t kStep = 3;
+    const DType type = activations();
+    const Values x = random(T * C, type);
     Values y(T * C);
-    reference::dropout(x.data(), args, T * C, y.data());
+    reference::dropout(x.data(), args, kStep, T * C, y.data());
     expect_outputs(
         [&, shape = Shape{T, C}](Backend& backend) {
-          const Tensor in_place = upload(backend, x, shape);
-          const Tensor apart = poisoned(backend, shape);
+          args.step = upload_ids(backend, {kStep}, {1});
+          const Tensor in_place = upload(backend, x, shape, type);
+          const Tensor apart = poisoned(backend, shape, type);
           backend.dropout(in_place, args, apart);
           backend.dropout(in_place, args, in_place);
           return std::vector{apart, in_place};
@@ -215,10 +254,11 @@ TEST_P(Conformance, GatherAndScatterAddRows) {
   constexpr int32_t kRows = 23;
   for (const auto [T, C] : kRowShapes) {
     for (const DType dtype : kWeightTypes) {
+      const DType type = activations();
       const Values table = random(kRows * C, dtype);
       const std::vector<int32_t> ids = random_ids(T, kRows);
-      const Values x = random(T * C);
-      const Values before = random(kRows * C);
+      const Values x = random(T * C, type);
+      const Values before = random(kRows * C, type);
       Values y(T * C);
       Values sums = before;
       reference::gather_rows(table.data(), ids.data(), T, C, y.data());
@@ -226,10 +266,10 @@ TEST_P(Conformance, GatherAndScatterAddRows) {
       expect_outputs(
           [&, T = T, C = C](Backend& backend) {
             const Tensor device_ids = upload_ids(backend, ids, {T});
-            const Tensor device_y = poisoned(backend, {T, C});
-            const Tensor device_sums = upload(backend, before, {kRows, C});
+            const Tensor device_y = poisoned(backend, {T, C}, type);
+            const Tensor device_sums = upload(backend, before, {kRows, C}, type);
             backend.gather_rows(upload(backend, table, {kRows, C}, dtype), device_ids, device_y);
-            backend.scatter_add_rows(upload(backend, x, {T, C}), device_ids, device_sums);
+            backend.scatter_add_rows(upload(backend, x, {T, C}, type), device_ids, device_sums);
             return std::vector{device_y, device_sums};
           },
           {y, sums});
@@ -240,18 +280,24 @@ TEST_P(Conformance, GatherAndScatterAddRows) {
 TEST_P(Conformance, CrossEntropyAndItsGradient) {
   for (const auto [n, V] : kRowShapes) {
     for (const bool gradient : {false, true}) {
-      const Values logits = random(n * V, DType::f32, 12.0);
-      const std::vector<int32_t> targets = random_ids(n, static_cast<int32_t>(V));
-      const CrossEntropyArgs args{0.125F, gradient};
+      const DType type = activations();
+      const Values logits = random(n * V, type, 12.0);
+      std::vector<int32_t> targets = random_ids(n, static_cast<int32_t>(V));
+      if (n > 1) {
+        targets[n / 2] = -1;
+      }
+      constexpr float kScale = 0.125F;
       Values after = logits;
       Values losses(n);
-      reference::cross_entropy(targets.data(), args, n, V, after.data(), losses.data());
+      reference::cross_entropy(targets.data(), gradient ? &kScale : nullptr, n, V, after.data(),
+                               losses.data());
       const Shape shape{n, V};
       expect_outputs(
           [&, n = n](Backend& backend) {
-            const Tensor device_logits = upload(backend, logits, shape);
+            const Tensor device_logits = upload(backend, logits, shape, type);
             const Tensor device_losses = poisoned(backend, {n});
-            backend.cross_entropy(upload_ids(backend, targets, {n}), args, device_logits,
+            const Tensor scale = gradient ? upload(backend, {kScale}, {1}) : Tensor();
+            backend.cross_entropy(upload_ids(backend, targets, {n}), {scale}, device_logits,
                                   device_losses);
             return std::vector{device_losses, gradient ? device_logits : device_losses};
           },
@@ -266,40 +312,82 @@ TEST_P(Conformance, CrossEntropyOfNaNIsNaN) {
   Values logits = random(67);
   logits[41] = std::nan("");
   const Tensor losses = upload(backend, {0.0}, {1});
-  backend.cross_entropy(upload_ids(backend, {3}, {1}), {}, upload(backend, logits, {1, 67}),
-                        losses);
+  backend.cross_entropy(upload_ids(backend, {3}, {1}), {},
+                        upload(backend, logits, {1, 67}, activations()), losses);
   EXPECT_TRUE(std::isnan(test::download(backend, losses)[0]));
 }
 
-TEST_P(Conformance, AdamW) {
-  constexpr int64_t kCount = 20011;
-  const std::array segments = {AdamwSegment{0, 1, 0.1F, 0.0F}, AdamwSegment{1, 17, 0.01F, 0.1F},
-                               AdamwSegment{18, 0, 1.0F, 1.0F},
-                               AdamwSegment{18, kCount - 20, 0.02F, 0.05F}};
-  const Values grad = random(kCount);
-  Values p = random(kCount);
-  Values m = random(kCount, DType::f32, 0.1);
-  Values v = random(kCount, DType::f32, 0.1);
-  for (double& value : v) {
-    value = std::abs(value);
+struct AdamwState {
+  static constexpr int64_t kCount = 20011;
+  static constexpr std::array kSegments = {
+      AdamwSegment{0, 1, 0.1F, 0.0F}, AdamwSegment{1, 17, 0.01F, 0.1F},
+      AdamwSegment{18, 0, 1.0F, 1.0F}, AdamwSegment{18, kCount - 20, 0.02F, 0.05F}};
+  Values grad, p, m, v;
+
+  std::vector<Tensor> run(Backend& backend, double square_sum, float max_norm, int64_t step) const {
+    std::vector<Tensor> state;
+    for (const Values* values : {&p, &m, &v}) {
+      state.push_back(upload(backend, *values, {kCount}));
+    }
+    AdamwArgs args;
+    args.max_gradient_norm = max_norm;
+    args.square_sum = upload(backend, {square_sum}, {1});
+    const auto power = static_cast<double>(step);
+    args.schedule = upload(
+        backend, {0.5, 1 / (1 - std::pow(0.9, power)), 1 / (1 - std::pow(0.999, power))}, {3});
+    args.segments = kSegments;
+    backend.adamw(upload(backend, grad, {kCount}), args, state[0], state[1], state[2]);
+    return state;
   }
-  const std::array before = {p, m, v};
-  AdamwArgs args;
-  args.step = 3;
-  args.gradient_scale = 0.7F;
-  args.segments = segments;
-  reference::adamw(grad.data(), args, p.data(), m.data(), v.data());
-  expect_outputs(
-      [&](Backend& backend) {
-        std::vector<Tensor> state;
-        for (const Values& values : before) {
-          state.push_back(upload(backend, values, {kCount}));
-        }
-        backend.adamw(upload(backend, grad, {kCount}), args, state[0], state[1], state[2]);
-        return state;
-      },
-      {p, m, v});
+  void run_reference(double gradient_scale, int64_t step) {
+    AdamwArgs args;
+    args.segments = kSegments;
+    reference::adamw(grad.data(), args, {0.5, step, gradient_scale}, p.data(), m.data(), v.data());
+  }
+};
+
+class AdamwConformance : public Conformance {
+ protected:
+  AdamwState draw_state() {
+    AdamwState state{random(AdamwState::kCount), random(AdamwState::kCount),
+                     random(AdamwState::kCount, DType::f32, 0.1),
+                     random(AdamwState::kCount, DType::f32, 0.1)};
+    for (double& value : state.v) {
+      value = std::abs(value);
+    }
+    return state;
+  }
+};
+
+TEST_P(AdamwConformance, StepsEachSegmentByItsOwnRateAndDecay) {
+  const AdamwState before = draw_state();
+  AdamwState after = before;
+  after.run_reference(1.0, 3);
+  expect_outputs([&](Backend& backend) { return before.run(backend, 4.0, 0.0F, 3); },
+                 {after.p, after.m, after.v});
 }
+
+TEST_P(AdamwConformance, ShortensOnlyGradientsThatAreTooLong) {
+  const AdamwState before = draw_state();
+  for (const double norm : {0.5, 4.0}) {
+    AdamwState after = before;
+    after.run_reference(norm > 1.0 ? 1.0 / norm : 1.0, 1);
+    expect_outputs([&](Backend& backend) { return before.run(backend, norm * norm, 1.0F, 1); },
+                   {after.p, after.m, after.v});
+  }
+}
+
+TEST_P(AdamwConformance, ChangesNothingByAGradientThatIsNotFinite) {
+  const AdamwState before = draw_state();
+  for (const double sum : {std::nan(""), double{INFINITY}}) {
+    const std::vector<Tensor> after = before.run(*backends_[0], sum, 1.0F, 1);
+    EXPECT_EQ(test::download(*backends_[0], after[0]), before.p);
+    EXPECT_EQ(test::download(*backends_[0], after[2]), before.v);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, AdamwConformance, testing::ValuesIn(test::conformance_cases()),
+                         test::name_of_case);
 
 TEST_P(Conformance, SumSquares) {
   for (const int64_t count : {0, 1, 15, 67, 8192, 30011}) {
@@ -314,9 +402,10 @@ TEST_P(Conformance, SumSquares) {
   }
 }
 
-int32_t drawn(Backend& backend, const SampleArgs& args, const Values& logits) {
+int32_t drawn(Backend& backend, const SampleArgs& args, const Values& logits,
+              DType dtype = DType::f32) {
   const Tensor id = upload_ids(backend, {-1}, {1});
-  backend.sample(args, upload(backend, logits, {static_cast<int64_t>(logits.size())}), id);
+  backend.sample(args, upload(backend, logits, {static_cast<int64_t>(logits.size())}, dtype), id);
   return static_cast<int32_t>(test::download(backend, id)[0]);
 }
 
@@ -325,7 +414,7 @@ TEST_P(Conformance, GreedySamplingTakesTheFirstOfTheLargest) {
     Values logits = random(V);
     logits[V / 2] = 3.0;
     logits[V - 1] = 3.0;
-    EXPECT_EQ(drawn(*backends_[0], {}, logits), V / 2);
+    EXPECT_EQ(drawn(*backends_[0], {}, logits, activations()), V / 2);
   }
   EXPECT_EQ(drawn(*backends_[0], {}, Values(19, -INFINITY)), 0);
 }

@@ -31,7 +31,8 @@ std::vector<ConformanceCase> conformance_cases() {
   std::vector<ConformanceCase> cases;
   for (const std::string_view device : backend_names()) {
     if (device != "cpu") {
-      cases.push_back({std::string(device), ""});
+      cases.push_back({std::string(device), "", DType::f32});
+      cases.push_back({std::string(device), "", DType::bf16});
       continue;
     }
     for (const int64_t target : compiled_and_supported()) {
@@ -42,11 +43,13 @@ std::vector<ConformanceCase> conformance_cases() {
 }
 
 void PrintTo(const ConformanceCase& which, std::ostream* out) {
-  *out << which.device << " " << which.simd_target;
+  *out << which.device << " " << which.simd_target << " " << name_of(which.activations);
 }
 
 std::string name_of_case(const ::testing::TestParamInfo<ConformanceCase>& info) {
-  return info.param.device + info.param.simd_target;
+  const bool narrow = info.param.activations != DType::f32;
+  return info.param.device + info.param.simd_target +
+         (narrow ? "_" + std::string(name_of(info.param.activations)) : "");
 }
 
 double tolerance(DType type) {
@@ -127,8 +130,12 @@ void Conformance::SetUp() {
       hwy::SetSupportedTargetsForTest(target);
     }
   }
+  if (GetParam().device != "cpu") {
+    backends_.push_back(make_backend(GetParam().device));
+    return;
+  }
   for (const int threads : {1, 2, 5}) {
-    backends_.push_back(make_backend(GetParam().device, {.threads = threads}));
+    backends_.push_back(make_backend("cpu", {.threads = threads}));
   }
 }
 
@@ -155,27 +162,49 @@ std::vector<int32_t> Conformance::random_ids(int64_t count, int32_t bound) {
 }
 
 void Conformance::expect_outputs(const Kernel& kernel, const std::vector<Values>& expected) {
-  std::vector<Values> first;
+  std::vector<Backend*> runs;
   for (const std::unique_ptr<Backend>& backend : backends_) {
-    const std::vector<Tensor> outputs = kernel(*backend);
+    runs.push_back(backend.get());
+  }
+  if (runs.size() == 1) {
+    runs.push_back(runs[0]);
+  }
+  std::vector<Values> first;
+  for (size_t run = 0; run < runs.size(); ++run) {
+    const std::vector<Tensor> outputs = kernel(*runs[run]);
     ASSERT_EQ(outputs.size(), expected.size());
     for (size_t output = 0; output < outputs.size(); ++output) {
-      const Values actual = download(*backend, outputs[output]);
+      const Values actual = download(*runs[run], outputs[output]);
       ASSERT_EQ(actual.size(), expected[output].size()) << "output " << output;
-      if (backend != backends_.front()) {
+      if (run > 0) {
         const auto bits = [](double value) { return std::bit_cast<uint64_t>(value); };
         ASSERT_TRUE(std::ranges::equal(actual, first[output], {}, bits, bits))
-            << "output " << output << " depends on the number of threads";
+            << "output " << output << " of run " << run << " has other bits than the first";
         continue;
       }
       first.push_back(actual);
-      const double allowed = tolerance(outputs[output].dtype());
-      for (size_t i = 0; i < actual.size(); ++i) {
-        const double wanted = expected[output][i];
-        ASSERT_LE(std::abs(actual[i] - wanted), allowed * (1 + std::abs(wanted)))
-            << "output " << output << " element " << i << ": " << actual[i] << " for " << wanted;
-      }
+      expect_near(actual, expected[output], outputs[output].dtype(), output);
     }
+  }
+}
+
+void Conformance::expect_near(const Values& actual, const Values& expected, DType dtype,
+                              size_t output) const {
+  // Narrow activations round what a kernel keeps between its parts too: an error in proportion to
+  // all numbers of the output, and in those of full width as well.
+  const bool narrow = activations() != DType::f32;
+  const double allowed = tolerance(narrow ? activations() : dtype);
+  double square_sum = 0;
+  for (const double value : expected) {
+    square_sum += value * value;
+  }
+  const double size = narrow && !expected.empty()
+                          ? std::sqrt(square_sum / static_cast<double>(expected.size()))
+                          : 0;
+  for (size_t i = 0; i < actual.size(); ++i) {
+    const double wanted = expected[i];
+    ASSERT_LE(std::abs(actual[i] - wanted), allowed * (1 + size + std::abs(wanted)))
+        << "output " << output << " element " << i << ": " << actual[i] << " for " << wanted;
   }
 }
 

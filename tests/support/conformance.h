@@ -1,8 +1,9 @@
 // The fixture of the conformance tests: one body for every back end and instruction set.
 //
 // A test describes a kernel call as a function of a back end that returns its output tensors. The
-// fixture runs it with 1, 2 and 5 threads, wants the same bits from each, and compares them with
-// values from tests/reference. Outputs start as NaN, so that an element that is not written shows.
+// fixture runs it with 1, 2 and 5 threads, or on a GPU twice, wants the same bits from each, and
+// compares them with values from tests/reference. Outputs start as NaN, so that an element that is
+// not written shows. Activations are of the type that the case names; a GPU has cases of each.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -23,6 +24,7 @@ using Values = std::vector<double>;
 struct ConformanceCase {
   std::string device;
   std::string simd_target;  // as Highway names it; empty: no choice
+  DType activations = DType::f32;
 };
 void PrintTo(const ConformanceCase& which, std::ostream* out);  // GoogleTest finds it by its name
 
@@ -45,6 +47,8 @@ class Conformance : public ::testing::TestWithParam<ConformanceCase> {
   void SetUp() override;
   void TearDown() override;
 
+  DType activations() const { return GetParam().activations; }
+
   // Numbers that `dtype` holds exactly, uniform in [-magnitude, magnitude]; each call gives others.
   Values random(int64_t count, DType dtype = DType::f32, double magnitude = 1.0);
   std::vector<int32_t> random_ids(int64_t count, int32_t bound);
@@ -52,9 +56,11 @@ class Conformance : public ::testing::TestWithParam<ConformanceCase> {
   using Kernel = std::function<std::vector<Tensor>(Backend&)>;
   void expect_outputs(const Kernel& kernel, const std::vector<Values>& expected);
 
-  std::vector<std::unique_ptr<Backend>> backends_;  // with 1, 2 and 5 threads
+  std::vector<std::unique_ptr<Backend>> backends_;  // CPU: with 1, 2 and 5 threads; else one
 
  private:
+  void expect_near(const Values& actual, const Values& expected, DType dtype, size_t output) const;
+
   uint64_t draws_ = 0;
 };
 

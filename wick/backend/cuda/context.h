@@ -1,7 +1,7 @@
 // What every CUDA kernel is given beside its tensors, and how its calls are checked.
 //
-// All work goes to one stream, in order. Memory that a kernel needs for itself comes from Scratch and
-// may be handed to the next kernel as soon as the launch returns: the stream keeps them apart.
+// All work goes to one stream, in order. Memory that a kernel needs for itself comes from Scratch
+// and may be handed to the next kernel as soon as the launch returns: the stream keeps them apart.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,10 +13,12 @@
 namespace wick::cuda {
 
 class DeviceMemory;
+class MatmulPlans;
 
 struct Context {
   cudaStream_t stream = nullptr;
   DeviceMemory* memory = nullptr;
+  MatmulPlans* plans = nullptr;  // of the dense products
   int multiprocessors = 0;
   int compute_capability = 0;  // 90 for 9.0
   size_t shared_bytes = 0;     // that a block may opt into
@@ -29,6 +31,12 @@ inline void check_launch(const char* kernel) {
   check_cuda(cudaGetLastError(), kernel);
 }
 
+struct Block {
+  void* address = nullptr;
+  size_t bytes = 0;       // at least what was asked for
+  bool recorded = false;  // of the memory that recorded work shares (see DeviceMemory)
+};
+
 // Device memory of a kernel's own, 256-byte aligned, uninitialised.
 class Scratch {
  public:
@@ -39,12 +47,12 @@ class Scratch {
 
   template <class T>
   T* as() const {
-    return static_cast<T*>(address_);
+    return static_cast<T*>(block_.address);
   }
 
  private:
-  DeviceMemory* memory_;
-  void* address_;
+  DeviceMemory& memory_;
+  Block block_;
 };
 
 }  // namespace wick::cuda

@@ -1,0 +1,243 @@
+// Memory of the CUDA back end, and the way from the seam to the kernels.
+#include "wick/backend/cuda/cuda_backend.h"
+
+#include <cassert>
+#include <cstdint>
+
+#include "wick/backend/cuda/adamw.h"
+#include "wick/backend/cuda/attention.h"
+#include "wick/backend/cuda/device.h"
+#include "wick/backend/cuda/lora.h"
+#include "wick/backend/cuda/loss.h"
+#include "wick/backend/cuda/recorder.h"
+#include "wick/backend/cuda/rowwise.h"
+#include "wick/backend/cuda/sample.h"
+#include "wick/base/error.h"
+
+namespace wick::cuda {
+
+namespace {
+
+size_t checked_bytes(const Shape& shape, DType dtype) {
+  size_t bytes = size_of(dtype);
+  bool fits = true;
+  for (int axis = 0; axis < shape.rank(); ++axis) {
+    fits = fits && !__builtin_mul_overflow(bytes, static_cast<size_t>(shape[axis]), &bytes);
+  }
+  check(fits && bytes <= PTRDIFF_MAX, "allocate: {} {} does not fit into memory", name_of(dtype),
+        shape.to_string());
+  return bytes;
+}
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, which, device), "attributes of the device");
+  return value;
+}
+
+}  // namespace
+
+CudaBackend::CudaBackend() {
+  check(device_count() > 0, "cuda: no device answers: {}", reason_for_no_device());
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "the current device");
+  const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
+  const int minor = attribute(cudaDevAttrComputeCapabilityMinor, device);
+  check(major >= 8, "cuda: the device has compute capability {}.{}, and 8.0 is the least", major,
+        minor);
+  cudaStream_t stream = nullptr;
+  check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
+  stream_.reset(stream);
+  memory_ = std::make_shared<DeviceMemory>();
+  context_.stream = stream;
+  context_.memory = memory_.get();
+  context_.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
+  context_.compute_capability = major * 10 + minor;
+  context_.shared_bytes =
+      static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  staging_ = std::make_unique<Staging>(stream);
+  plans_ = std::make_unique<MatmulPlans>(context_);
+  context_.plans = plans_.get();
+}
+
+CudaBackend::~CudaBackend() {
+  cudaStreamSynchronize(stream_.get());  // of a lost device there is nothing to wait for
+}
+
+DType CudaBackend::activation_type(DType weights) const {
+  return weights == DType::f32 ? DType::f32 : DType::bf16;
+}
+
+std::unique_ptr<Recorder> CudaBackend::make_recorder() {
+  if (!memory_->can_record()) {
+    return Backend::make_recorder();
+  }
+  return std::make_unique<GraphRecorder>(context_, recorders_);
+}
+
+Tensor CudaBackend::allocate(const Shape& shape, DType dtype) {
+  const size_t bytes = checked_bytes(shape, dtype);
+  const Block block = memory_->take(bytes);
+  auto release = [memory = memory_, block] { memory->give_back(block); };
+  return Tensor(std::make_shared<Buffer>(block.address, bytes, std::move(release)), 0, shape,
+                dtype);
+}
+
+Tensor CudaBackend::adopt(std::span<const std::byte> host, std::shared_ptr<const void> /*owner*/,
+                          const Shape& shape, DType dtype) {
+  Tensor copied = allocate(shape, dtype);
+  upload(host, copied);
+  return copied;
+}
+
+void CudaBackend::upload(std::span<const std::byte> host, Out to) {
+  assert(host.size() == to.bytes());
+  staging_->upload(host, to.address());
+}
+
+void CudaBackend::download(In from, std::span<std::byte> host) {
+  assert(host.size() == from.bytes());
+  staging_->download(from.address(), host);
+}
+
+void CudaBackend::copy(In from, Out to) {
+  assert(from.bytes() == to.bytes());
+  if (from.bytes() > 0) {
+    check_cuda(cudaMemcpyAsync(to.address(), from.address(), from.bytes(), cudaMemcpyDeviceToDevice,
+                               context_.stream),
+               "copy");
+  }
+}
+
+void CudaBackend::synchronize() {
+  check_cuda(cudaStreamSynchronize(context_.stream), "synchronize");
+}
+
+MemoryUse CudaBackend::memory() const {
+  return memory_->use();
+}
+
+void CudaBackend::reset_peak_memory() {
+  memory_->reset_peak();
+}
+
+void CudaBackend::matmul(In a, In b, const MatmulArgs& args, Out c) {
+  cuda::matmul(context_, a, b, args, c);
+}
+
+void CudaBackend::lora_forward(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
+                               Out y) {
+  cuda::lora_forward(context_, x, adapters, row_adapter, s, y);
+}
+
+void CudaBackend::lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da,
+                                Out db, Out dx) {
+  cuda::lora_backward(context_, x, s, dy, adapter, ds, da, db, dx);
+}
+
+// Few rows: one kernel. Else the low-rank change comes first, so that the product adds to it and no
+// pass over y follows it.
+void CudaBackend::linears(In x, std::span<const LinearTerm> terms) {
+  const int64_t T = x.rows();
+  if (T == 0 || (T <= kFewRows && linears_few_rows(context_, x, terms))) {
+    return;
+  }
+  for (const LinearTerm& term : terms) {
+    MatmulArgs args{.bias = term.bias ? &term.bias : nullptr};
+    if (!term.adapters.empty()) {
+      lora_shrink(context_, x, term.adapters, term.row_adapter, term.s);
+      lora_expand(context_, term.s, term.adapters, term.row_adapter, term.y);
+      args.accumulate = true;
+    }
+    cuda::matmul(context_, x, term.weight, args, term.y);
+  }
+}
+
+void CudaBackend::add_column_sums(In x, Out out) {
+  cuda::add_column_sums(context_, x, out);
+}
+
+void CudaBackend::attention(In q, In k, In v, In spans, const AttentionArgs& args, Out o, Out lse) {
+  cuda::attention(context_, q, k, v, spans, args, o, lse);
+}
+
+void CudaBackend::attention_backward(In q, In k, In v, In o, In lse, In d_o, In spans,
+                                     const AttentionArgs& args, Out dq, Out dk, Out dv) {
+  cuda::attention_backward(context_, {q, k, v, o, lse, d_o}, spans, args, dq, dk, dv);
+}
+
+void CudaBackend::kv_append(In x, In slots, Out cache) {
+  cuda::kv_append(context_, x, slots, cache);
+}
+
+void CudaBackend::rope(In x, In positions, In table, RopeDirection direction, Out y) {
+  cuda::rope(context_, x, positions, table, direction, y);
+}
+
+void CudaBackend::rope_append(In positions, In table, Out q, Out k, In v, Out k_cache,
+                              Out v_cache) {
+  cuda::rope_append(context_, positions, table, q, k, v, k_cache, v_cache);
+}
+
+void CudaBackend::rms_norm(In x, In weight, float eps, Out y, Out rstd) {
+  cuda::rms_norm(context_, x, weight, eps, y, rstd);
+}
+
+void CudaBackend::add_rms_norm(In a, In b, In weight, float eps, Out sum, Out y, Out rstd) {
+  cuda::add_rms_norm(context_, a, b, weight, eps, sum, y, rstd);
+}
+
+void CudaBackend::rms_norm_backward(In x, In weight, In rstd, In dy, bool accumulate, Out dx,
+                                    Out dweight) {
+  cuda::rms_norm_backward(context_, {x, weight, rstd, dy}, accumulate, dx, dweight);
+}
+
+void CudaBackend::gate(In g, In u, Activation activation, Out h) {
+  cuda::gate(context_, g, u, activation, h);
+}
+
+void CudaBackend::gate_backward(In g, In u, In dh, Activation activation, Out dg, Out du) {
+  cuda::gate_backward(context_, g, u, dh, activation, dg, du);
+}
+
+void CudaBackend::add(In a, In b, Out y) {
+  cuda::add(context_, a, b, y);
+}
+
+void CudaBackend::fill(float value, Out y) {
+  cuda::fill(context_, value, y);
+}
+
+void CudaBackend::cast(In x, Out y) {
+  cuda::cast(context_, x, y);
+}
+
+void CudaBackend::dropout(In x, const DropoutArgs& args, Out y) {
+  cuda::dropout(context_, x, args, y);
+}
+
+void CudaBackend::gather_rows(In table, In ids, Out y) {
+  cuda::gather_rows(context_, table, ids, y);
+}
+
+void CudaBackend::scatter_add_rows(In x, In ids, Out table) {
+  cuda::scatter_add_rows(context_, x, ids, table);
+}
+
+void CudaBackend::cross_entropy(In targets, const CrossEntropyArgs& args, Out logits, Out losses) {
+  cuda::cross_entropy(context_, targets, args, logits, losses);
+}
+
+void CudaBackend::adamw(In grad, const AdamwArgs& args, Out p, Out m, Out v) {
+  cuda::adamw(context_, grad, args, p, m, v);
+}
+
+void CudaBackend::sum_squares(In x, Out out) {
+  cuda::sum_squares(context_, x, out);
+}
+
+void CudaBackend::sample(const SampleArgs& args, Out logits, Out id) {
+  cuda::sample(context_, args, logits, id);
+}
+
+}  // namespace wick::cuda
