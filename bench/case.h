@@ -41,6 +41,8 @@ std::vector<Case> rowwise_cases();
 std::vector<Case> sampling_cases();
 std::vector<Case> model_cases();
 std::vector<Case> all_cases();
+// Of the public models whose shapes model_cases() has.
+std::vector<std::string> shape_names();
 
 // Largest error that a kernel may have to be timed at all.
 constexpr double kErrorLimit = 2e-5;

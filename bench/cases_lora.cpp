@@ -2,6 +2,8 @@
 // model's products.
 #include <fmt/core.h>
 
+#include <array>
+
 #include <algorithm>
 #include <cmath>
 
@@ -123,7 +125,8 @@ Case linear_case(int64_t T, int64_t d, int64_t r) {
 // `optimizer`, AdamW over both as one arena.
 struct StepSetup : LoraSetup {
   StepSetup(Backend& be, int64_t rows, int64_t width, int64_t rank)
-      : LoraSetup(be, rows, width, rank, 1) {
+      : LoraSetup(be, rows, width, rank, 1), scalars(be) {
+    gradient_scale = tensor_of(be, std::array{1.0F / static_cast<float>(rows)}, {1});
     arena = be.allocate({2 * d * r}, DType::f32);
     grads = be.allocate({2 * d * r}, DType::f32);
     m = be.allocate({2 * d * r}, DType::f32);
@@ -148,12 +151,12 @@ struct StepSetup : LoraSetup {
     Backend& be = backend;
     be.fill(0.0F, y);
     be.lora_forward(x, factors, {}, s, y);
-    be.cross_entropy(targets, {1.0F / static_cast<float>(T), true}, y, losses);
+    be.cross_entropy(targets, {gradient_scale}, y, losses);
     be.fill(0.0F, grads);
     be.lora_backward(x, s, y, factors[0], ds, grads.part(0, {r, d}), grads.part(d * r, {d, r}), {});
     if (optimizer) {
-      const AdamwSegment segment{0, arena.elements(), 1e-4F, 0.01F};
-      be.adamw(grads, {.step = ++step, .segments = {&segment, 1}}, arena, m, v);
+      const AdamwSegment segment{0, arena.elements(), 1.0F, 0.01F};
+      be.adamw(grads, scalars.args({&segment, 1}), arena, m, v);
     }
     be.synchronize();
   }
@@ -161,8 +164,8 @@ struct StepSetup : LoraSetup {
   std::vector<double> expected_gradients() {
     std::vector<double> logits = expected({});
     std::vector<double> wide_losses(static_cast<size_t>(T));
-    reference::cross_entropy(target_ids.data(), {1.0F / static_cast<float>(T), true}, T, d,
-                             logits.data(), wide_losses.data());
+    const float scale = 1.0F / static_cast<float>(T);
+    reference::cross_entropy(target_ids.data(), &scale, T, d, logits.data(), wide_losses.data());
     const std::vector<double> wide_x = widened(values_of(backend, x));
     const std::vector<double> a = widened(values_of(backend, factors[0].a));
     const std::vector<double> b = widened(values_of(backend, factors[0].b));
@@ -179,9 +182,9 @@ struct StepSetup : LoraSetup {
     return gradients;
   }
 
-  Tensor arena, grads, m, v, targets, losses, ds;
+  Tensor arena, grads, m, v, targets, losses, ds, gradient_scale;
+  AdamwScalars scalars;
   std::vector<int32_t> target_ids;
-  int64_t step = 0;
 };
 
 Case step_case(int64_t B, int64_t T, int64_t d, int64_t r, bool optimizer) {
@@ -215,10 +218,10 @@ Case adamw_case(int64_t n) {
     const Tensor m = normal_tensor(be, {n}, 0.1F, 3);
     const Tensor v = be.allocate({n}, DType::f32);
     be.fill(0.5F, v);
-    auto step = std::make_shared<int64_t>(0);
+    const AdamwScalars scalars(be);
+    const AdamwSegment segment{0, n, 1.0F, 0.01F};
     const auto call = [=, &be] {
-      const AdamwSegment segment{0, n, 1e-4F, 0.01F};
-      be.adamw(g, {.step = ++*step, .segments = {&segment, 1}}, p, m, v);
+      be.adamw(g, scalars.args({&segment, 1}), p, m, v);
       be.synchronize();
     };
     const auto error = [=, &be] {
@@ -227,9 +230,8 @@ Case adamw_case(int64_t n) {
       std::vector<double> wide_v = widened(values_of(be, v));
       const std::vector<double> wide_g = widened(values_of(be, g));
       call();
-      const AdamwSegment segment{0, n, 1e-4F, 0.01F};
-      reference::adamw(wide_g.data(), {.step = *step, .segments = {&segment, 1}}, wide_p.data(),
-                       wide_m.data(), wide_v.data());
+      reference::adamw(wide_g.data(), scalars.args({&segment, 1}), {.learning_rate = 1e-4},
+                       wide_p.data(), wide_m.data(), wide_v.data());
       return relative_error(values_of(be, p), wide_p);
     };
     return PreparedCase{call, error};

@@ -6,10 +6,11 @@
 
 #include "bench/case.h"
 #include "bench/inputs.h"
+#include "wick/infer/generator.h"
 #include "wick/io/weight_source.h"
 #include "wick/lora/attach.h"
 #include "wick/models/decoder.h"
-#include "wick/train/optimizer.h"
+#include "wick/train/step.h"
 
 namespace wick::bench {
 
@@ -164,9 +165,9 @@ Case train_case(const NamedShape& shape, int64_t T, int64_t rank, DType dtype) {
       std::unique_ptr<Decoder> decoder;
       AttachedAdapter adapter;
       std::unique_ptr<AdamW> optimizer;
-      TokenBatch batch;
-      std::vector<int32_t> rows, targets;
-      int64_t step = 0;
+      std::unique_ptr<TrainStep> step;
+      std::vector<MicroBatch> batches = std::vector<MicroBatch>(1);
+      int64_t steps = 0;
     };
     auto s = std::make_shared<State>();
     s->decoder = random_decoder(be, config, dtype);
@@ -174,26 +175,18 @@ Case train_case(const NamedShape& shape, int64_t T, int64_t rank, DType dtype) {
     s->optimizer = std::make_unique<AdamW>(
         be, s->adapter.values, s->adapter.grads,
         std::vector<ParameterGroup>{{0, s->adapter.values.elements(), 1.0F, 0.01F}},
-        AdamWOptions{});
-    const std::vector<std::vector<int32_t>> sequences = {some_ids(T)};
-    s->batch = make_token_batch(be, sequences);
+        AdamWOptions{.max_gradient_norm = 1.0F});
+    s->step = std::make_unique<TrainStep>(*s->decoder, *s->optimizer, 0);
+    MicroBatch& batch = s->batches.front();
+    batch.inputs = {some_ids(T)};
+    batch.rows = T;
     for (int32_t i = 0; i + 1 < T; ++i) {
-      s->rows.push_back(i);
-      s->targets.push_back(sequences[0][static_cast<size_t>(i) + 1]);
+      batch.target_rows.push_back(i);
+      batch.targets.push_back(batch.inputs[0][static_cast<size_t>(i) + 1]);
     }
-    const Tensor norm = be.allocate({1}, DType::f32);
-    const auto call = [s, norm, &be] {
-      const StepContext context{.training = true, .seed = 0, .step = s->step};
-      s->optimizer->clear_gradients();
-      Tape tape(be);
-      const Var hidden = s->decoder->hidden(&tape, s->batch, context);
-      s->decoder->loss(&tape, hidden, {s->rows, s->targets},
-                       1.0F / static_cast<float>(s->rows.size()), context);
-      tape.backward();
-      s->optimizer->sum_squares_of_gradients(norm);
-      const double length = std::sqrt(values_of(be, norm).front());
-      s->optimizer->step(++s->step, 1e-4F, clip_factor(length, 1.0F));
-      be.synchronize();
+    const auto call = [s] {
+      s->step->run(s->batches, s->steps + 1, 1e-4F, s->steps);
+      ++s->steps;
     };
     return PreparedCase{call, {}};
   };
@@ -238,19 +231,7 @@ Case decode_case(const NamedShape& shape, int64_t prompt, int64_t tokens, DType 
       attach_everywhere(be, *decoder, rank);
     }
     const std::vector<int32_t> ids = some_ids(prompt);
-    const Tensor id = be.allocate({1}, DType::i32);
-    const auto call = [=, &be] {
-      KvCache cache = decoder->make_cache(prompt + tokens);
-      Var hidden = decoder->hidden(nullptr, make_next_batch(be, ids, 0), {}, &cache);
-      for (int64_t i = 0; i < tokens; ++i) {
-        const Tensor logits = decoder->logits(hidden.value.slice(hidden.value.dim(0) - 1, 1));
-        be.sample({}, logits.reshaped({logits.elements()}), id);
-        int32_t next = 0;
-        be.download(id, std::as_writable_bytes(std::span(&next, 1)));
-        hidden = decoder->hidden(nullptr, make_next_batch(be, std::span(&next, 1), prompt + i), {},
-                                 &cache);
-      }
-    };
+    const auto call = [=] { generate(*decoder, ids, {.max_tokens = tokens + 1}); };
     return PreparedCase{call, {}};
   };
   return c;
@@ -260,12 +241,27 @@ Case decode_case(const NamedShape& shape, int64_t prompt, int64_t tokens, DType 
 
 std::vector<Case> model_cases() {
   const std::vector<NamedShape> named = shapes();
-  return {train_case(named[0], 512, 16, DType::bf16),
-          train_case(named[0], 512, 16, DType::f32),
-          train_case(named[1], 512, 16, DType::bf16),
-          prefill_case(named[0], 512, DType::bf16),
-          decode_case(named[0], 16, 32, DType::bf16, 0),
-          decode_case(named[0], 16, 32, DType::bf16, 16)};
+  std::vector<Case> cases;
+  for (const NamedShape& shape : named) {
+    for (const DType dtype : {DType::bf16, DType::f32}) {
+      cases.push_back(train_case(shape, 512, 16, dtype));
+    }
+  }
+  cases.push_back(prefill_case(named[0], 512, DType::bf16));
+  cases.push_back(prefill_case(named[0], 512, DType::f32));
+  cases.push_back(decode_case(named[0], 16, 32, DType::bf16, 0));
+  cases.push_back(decode_case(named[0], 16, 32, DType::bf16, 16));
+  cases.push_back(decode_case(named[0], 16, 32, DType::f32, 0));
+  cases.push_back(decode_case(named[1], 16, 32, DType::bf16, 0));
+  return cases;
+}
+
+std::vector<std::string> shape_names() {
+  std::vector<std::string> names;
+  for (const NamedShape& shape : shapes()) {
+    names.push_back(shape.name);
+  }
+  return names;
 }
 
 }  // namespace wick::bench

@@ -68,6 +68,40 @@ Case sample_case(int64_t V, const Mode& mode) {
   return c;
 }
 
+// Keys and values of every layer, and a row that is appended to them all.
+struct KvSetup {
+  KvSetup(Backend& be, int64_t layers, int64_t G, int64_t D, int64_t P) : backend(be) {
+    for (int64_t i = 0; i < 2 * layers; ++i) {
+      caches.push_back(be.allocate({P, G, D}, DType::f32));
+      be.fill(0.0F, caches.back());
+    }
+    row = normal_tensor(be, {1, G, D}, 1.0F, 1);
+    for (int32_t position = 0; position < P; ++position) {
+      slots.push_back(tensor_of(be, std::span(&position, 1)));
+    }
+  }
+
+  void append(int64_t position) {
+    for (const Tensor& cache : caches) {
+      backend.kv_append(row, slots[static_cast<size_t>(position)], cache);
+    }
+  }
+
+  // Of one row, over all caches.
+  double error(int64_t position) {
+    const std::vector<double> wanted = widened(values_of(backend, row));
+    double worst = 0;
+    for (const Tensor& cache : caches) {
+      worst = std::max(worst, relative_error(values_of(backend, cache.slice(position, 1)), wanted));
+    }
+    return worst;
+  }
+
+  Backend& backend;
+  std::vector<Tensor> caches, slots;
+  Tensor row;
+};
+
 // The new keys and values of one token into the caches of `layers` layers.
 Case kv_append_case(int64_t layers, int64_t G, int64_t D, int64_t P) {
   Case c{.suite = "inference",
@@ -75,28 +109,37 @@ Case kv_append_case(int64_t layers, int64_t G, int64_t D, int64_t P) {
          .flops = 0,
          .bytes = 2.0 * 2.0 * 4.0 * static_cast<double>(layers * G * D)};
   c.prepare = [=](Backend& be) {
-    auto caches = std::make_shared<std::vector<Tensor>>();
-    for (int64_t i = 0; i < 2 * layers; ++i) {
-      caches->push_back(be.allocate({P, G, D}, DType::f32));
-      be.fill(0.0F, caches->back());
-    }
-    const Tensor row = normal_tensor(be, {1, G, D}, 1.0F, 1);
-    const auto slot = static_cast<int32_t>(P / 2);
-    const Tensor slots = tensor_of(be, std::span(&slot, 1));
+    auto setup = std::make_shared<KvSetup>(be, layers, G, D, P);
     const auto call = [=, &be] {
-      for (const Tensor& cache : *caches) {
-        be.kv_append(row, slots, cache);
+      setup->append(P / 2);
+      be.synchronize();
+    };
+    const auto error = [=] {
+      call();
+      return setup->error(P / 2);
+    };
+    return PreparedCase{call, error};
+  };
+  return c;
+}
+
+// An empty cache filled to T tokens, one by one, in all layers, as decoding fills it.
+Case kv_fill_case(int64_t layers, int64_t G, int64_t D, int64_t T) {
+  Case c{.suite = "inference",
+         .name = fmt::format("kv_fill:layers={},G={},D={},T={}", layers, G, D, T),
+         .flops = 0,
+         .bytes = 2.0 * 2.0 * 4.0 * static_cast<double>(layers * G * D * T)};
+  c.prepare = [=](Backend& be) {
+    auto setup = std::make_shared<KvSetup>(be, layers, G, D, T);
+    const auto call = [=, &be] {
+      for (int64_t position = 0; position < T; ++position) {
+        setup->append(position);
       }
       be.synchronize();
     };
-    const auto error = [=, &be] {
+    const auto error = [=] {
       call();
-      const std::vector<double> wanted = widened(values_of(be, row));
-      double worst = 0;
-      for (const Tensor& cache : *caches) {
-        worst = std::max(worst, relative_error(values_of(be, cache.slice(P / 2, 1)), wanted));
-      }
-      return worst;
+      return std::max({setup->error(0), setup->error(T / 2), setup->error(T - 1)});
     };
     return PreparedCase{call, error};
   };
@@ -113,7 +156,10 @@ std::vector<Case> sampling_cases() {
     }
   }
   cases.push_back(kv_append_case(1, 2, 64, 2048));
-  cases.push_back(kv_append_case(24, 2, 64, 2048));
+  cases.push_back(kv_append_case(24, 2, 64, 2048));  // all of Qwen2.5-0.5B
+  for (const int64_t T : {512, 1024, 2048}) {
+    cases.push_back(kv_fill_case(24, 2, 64, T));
+  }
   return cases;
 }
 

@@ -3,45 +3,71 @@
 
 Each side is a process of its own that waits on its input while the others work; for every case the sides take turns for
 several rounds, in an order that rotates, so that a change in the machine's load meets all of them. The cases and their
-sizes come from `wick bench --list`; what a peer cannot do is recorded with the reason. `./run compare` calls this.
+sizes come from `wick bench list`; what a peer cannot do is recorded with the reason. Then wick alone: one thread against
+all, a busy neighbour against none, and where the time of whole models goes. `./run compare` calls this.
 """
 import argparse
 import json
 import os
 import platform
+import re
+import select
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+WORKERS = {"torch": "torch_worker.py", "mlx": "mlx_worker.py", "llama.cpp": "llama_worker.py"}
+# Some machines set these for all programs; they hold OpenBLAS to the kernels of another processor.
+NOT_PASSED_ON = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+HUGE_FLOPS = 2e12  # a call of minutes: one sample a side, and no two sides in memory at one time
+PROFILED = ["train_step:shape=qwen2.5-0.5b,T=512,r=16,dtype=bf16",
+            "decode:shape=qwen2.5-0.5b,prompt=16,tokens=32,dtype=bf16,r=16"]
+SCALED_MODELS = ["train_step:shape=qwen2.5-0.5b,T=512,r=16,dtype=bf16",
+                 "prefill:shape=qwen2.5-0.5b,T=512,dtype=bf16"]
 
 
 class Side:
     """One program under test: it answers requests line by line."""
 
-    def __init__(self, key, command, environment):
+    def __init__(self, key, command, threads):
         self.key = key
         self.command = command
-        self.environment = environment
+        self.environment = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
+        self.environment |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
         self.process = None
-        self.info = None
+        self.messages = None
 
     def start(self):
-        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        env={**os.environ, **self.environment}, cwd=os.path.join(HERE, "peers"))
-        self.info = self.ask({"info": True})
-        return self.info
+        """Returns what the side says of itself, or {"unavailable": why}."""
+        self.messages = tempfile.TemporaryFile()
+        try:
+            self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                            stderr=self.messages, env=self.environment,
+                                            cwd=os.path.join(HERE, "peers"))
+        except OSError as error:
+            return {"unavailable": str(error)}
+        return self.ask({"info": True})
 
-    def ask(self, request):
+    def ask(self, request, limit_s=600):
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
+            if not select.select([self.process.stdout], [], [], limit_s)[0]:
+                self.process.kill()
+                return {"unavailable": f"no answer in {limit_s} s"}
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        if not line:
-            return {"unavailable": f"the process ended with status {self.process.wait()}"}
-        return json.loads(line)
+        return json.loads(line) if line else {"unavailable": self.last_words()}
+
+    def last_words(self):
+        status = self.process.wait()
+        self.messages.seek(0)
+        lines = self.messages.read().decode(errors="replace").strip().splitlines()
+        return f"ended with status {status}" + (f": {lines[-1]}" if lines else "")
 
     def stop(self):
         if self.process and self.process.poll() is None:
@@ -49,42 +75,169 @@ class Side:
             self.process.wait(timeout=60)
 
 
-def sides(arguments):
+def tell(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def all_sides(arguments):
     threads = str(arguments.threads)
-    common = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
-    found = [Side("wick", [arguments.wick, "bench", "worker", "--threads", threads], {})]
+    found = [Side("wick", [arguments.wick, "bench", "worker", "--threads", threads], threads)]
     for name in ("onednn", "openblas"):
-        program = os.path.join(arguments.build, f"{name}_peer")
-        if os.path.exists(program):
-            found.append(Side(name, [program], common))
-    for name, python in (("torch", arguments.torch_python), ("mlx", arguments.mlx_python),
-                         ("llama.cpp", arguments.llama_python)):
-        script = {"torch": "torch_worker.py", "mlx": "mlx_worker.py", "llama.cpp": "llama_worker.py"}[name]
-        if python:
-            found.append(Side(name, [python, script, "--threads", threads], common))
+        found.append(Side(name, [os.path.join(arguments.build, f"{name}_peer")], threads))
+    pythons = {"torch": arguments.torch_python, "mlx": arguments.mlx_python, "llama.cpp": arguments.llama_python}
+    for name, python in pythons.items():
+        found.append(Side(name, [python or f"no Python with {name}", WORKERS[name], "--threads", threads], threads))
     return found
 
 
-def time_case(case, active, arguments):
+def started(sides, record):
+    """Starts the sides, notes what they say of themselves, returns those that are there."""
+    active = []
+    for side in sides:
+        info = side.start()
+        if side.key not in record["sides"]:
+            record["sides"][side.key] = info
+            tell(f"{side.key}: {info.get('version', '')} {info.get('detail', '')}"
+                 if "unavailable" not in info else f"{side.key}: not measured: {info['unavailable']}")
+        if "unavailable" not in info:
+            active.append(side)
+        elif side.key == "wick":
+            sys.exit(f"wick itself does not run: {info['unavailable']}")
+    return active
+
+
+def request_of(case, arguments):
+    if case["flops"] > HUGE_FLOPS:
+        return {"case": case["name"], "samples": 1, "warm_up": 0}
+    if case["heavy"]:
+        return {"case": case["name"], "samples": 1, "warm_up": 1}
+    return {"case": case["name"], "samples": arguments.samples, "warm_up": 3, "budget_s": arguments.budget}
+
+
+def take_turns(case, active, arguments):
     """Rounds of samples, the order of the sides rotating; returns side -> result."""
-    heavy = case.get("heavy", False)
-    rounds, samples = (arguments.heavy_rounds, 1) if heavy else (arguments.rounds, arguments.samples)
+    rounds = arguments.rounds if not case["heavy"] else arguments.heavy_rounds
     results = {}
     for turn in range(rounds):
         for side in active[turn % len(active):] + active[:turn % len(active)]:
-            result = results.setdefault(side.key, {"seconds": []})
-            if "unavailable" in result:
-                continue
-            time.sleep(0.02)  # lets the spinning threads of the side before this one fall asleep
-            request = {"case": case["name"], "samples": samples, "warm_up": 1 if heavy else 3, "alone": heavy}
-            answer = side.ask(request)
-            if "unavailable" in answer:
-                results[side.key] = {"unavailable": answer["unavailable"]}
-                continue
-            result["seconds"] += answer["seconds"]
-            if "extra" in answer:
-                result["extra"] = answer["extra"]
+            add_samples(case, side, results, arguments)
     return results
+
+
+def add_samples(case, side, results, arguments):
+    result = results.setdefault(side.key, {"seconds": []})
+    # A few long samples say as much as many short ones.
+    if "unavailable" in result or (case["heavy"] and sum(result["seconds"]) > arguments.heavy_seconds):
+        return
+    time.sleep(0.02)  # lets the spinning threads of the side before this one fall asleep
+    answer = side.ask(request_of(case, arguments))
+    if "unavailable" in answer:
+        results[side.key] = {"unavailable": answer["unavailable"]}
+        return
+    result["seconds"] += answer["seconds"]
+    if "extra" in answer:
+        result["extra"] = answer["extra"]
+
+
+def one_after_another(case, arguments, record):
+    """A sample a side, each side's process ended before the next one starts."""
+    results = {}
+    for side in all_sides(arguments):
+        for present in started([side], record):
+            add_samples(case, present, results, arguments)
+            present.stop()
+    return results
+
+
+def compare(cases, arguments, record):
+    begin, done = time.time(), 0
+    light, heavy = [c for c in cases if not c["heavy"]], [c for c in cases if c["heavy"]]
+    # Whole models get fresh processes each, so that a side's peak memory is that of one case.
+    for group in ([light] if light else []) + [[case] for case in heavy]:
+        huge = group[0]["flops"] > HUGE_FLOPS
+        active = [] if huge else started(all_sides(arguments), record)
+        for case in group:
+            results = one_after_another(case, arguments, record) if huge else take_turns(case, active, arguments)
+            if "seconds" not in results["wick"]:
+                sys.exit(f"{case['name']}: wick: {results['wick']['unavailable']}")
+            record["cases"].append({**case, "results": results})
+            done += 1
+            show(f"[{done}/{len(cases)} {time.time() - begin:.0f} s]", case, results)
+        for side in active:
+            side.stop()
+
+
+def wick_json(arguments, *command):
+    """Runs `wick bench ...`, its table on standard error; returns its JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "result.json")
+        subprocess.run([arguments.wick, "bench", *command, "--json", path, "--threads", str(arguments.threads)],
+                       check=True, stdout=sys.stderr, cwd=folder)
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+
+
+def measure_scaling(cases, arguments):
+    """One thread against all, by wick itself."""
+    results = []
+    if any(not case["heavy"] and case["flops"] >= 1e6 for case in cases):
+        results += wick_json(arguments, "scaling", "--filter", arguments.filter)["cases"]
+    for case in cases:
+        if case["name"] in SCALED_MODELS:
+            results += wick_json(arguments, "scaling", "--whole-models", "--filter", case["name"])["cases"]
+    return results
+
+
+class Neighbour:
+    """A process that is busy on one core while it is not stopped."""
+
+    def __init__(self):
+        core = max(os.sched_getaffinity(0))
+        self.process = subprocess.Popen([sys.executable, "-c", "while True: pass"],
+                                        preexec_fn=lambda: os.sched_setaffinity(0, {core}))
+        self.rest()
+
+    def work(self):
+        self.process.send_signal(signal.SIGCONT)
+        time.sleep(0.02)
+
+    def rest(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def measure_neighbour(cases, arguments):
+    """wick with and without a process that is busy on one core, in turns."""
+    side = all_sides(arguments)[0]
+    side.start()
+    neighbour, results = Neighbour(), []
+    for case in (case for case in cases if not case["heavy"]):
+        seconds = {"quiet_seconds": [], "busy_seconds": []}
+        for _ in range(arguments.rounds):
+            for key, before in (("quiet_seconds", neighbour.rest), ("busy_seconds", neighbour.work)):
+                before()
+                request = {**request_of(case, arguments), "budget_s": 0.15}
+                seconds[key] += side.ask(request)["seconds"]
+        neighbour.rest()
+        results.append({"name": case["name"], **seconds})
+        ratio = median(seconds["busy_seconds"]) / median(seconds["quiet_seconds"])
+        tell(f"busy neighbour: {case['name']}: {ratio:.2f} times the quiet time")
+    neighbour.end()
+    side.stop()
+    return results
+
+
+def measure_profiles(cases, arguments):
+    profiles = []
+    for case in cases:
+        if case["name"] in PROFILED:
+            result = wick_json(arguments, case["suite"], "--whole-models", "--filter", case["name"], "--profile")
+            calls = sum(len(c["seconds"]) for c in result["cases"] if c["name"] == case["name"])
+            profiles.append({"name": case["name"], "calls": calls, **result["profile"]})
+    return profiles
 
 
 def run(arguments):
@@ -92,25 +245,16 @@ def run(arguments):
                              capture_output=True, text=True)
     cases = [case for case in json.loads(listing.stdout)["cases"] if arguments.filter in case["name"]
              and not (arguments.no_models and case["heavy"])]
-    machine = json.loads(subprocess.run([arguments.wick, "bench", "machine", "--json", "-", "--threads",
-                                         str(arguments.threads)], check=True, capture_output=True, text=True).stdout)
-    light, heavy = [c for c in cases if not c.get("heavy")], [c for c in cases if c.get("heavy")]
-    record = {"machine": {**machine, "system": platform.platform()}, "threads": arguments.threads,
-              "rounds": arguments.rounds, "samples": arguments.samples, "sides": {}, "cases": []}
-    # Heavy cases (whole models) get fresh processes each, so that one side's peak memory is that case's alone.
-    for group in ([light] if light else []) + [[case] for case in heavy]:
-        active = []
-        for side in sides(arguments):
-            info = side.start()
-            if "unavailable" not in info:
-                active.append(side)
-            record["sides"].setdefault(side.key, info)
-        for case in group:
-            results = time_case(case, active, arguments)
-            record["cases"].append({**case, "results": results})
-            show(case, results)
-        for side in active:
-            side.stop()
+    if not cases:
+        sys.exit(f"no case has {arguments.filter!r} in its name")
+    machine = wick_json(arguments, "machine")
+    record = {"machine": {**machine, "cores": os.cpu_count(), "system": platform.platform()},
+              "threads": arguments.threads, "rounds": arguments.rounds, "samples": arguments.samples, "sides": {},
+              "cases": []}
+    compare(cases, arguments, record)
+    record["scaling"] = measure_scaling(cases, arguments)
+    record["neighbour"] = measure_neighbour(cases, arguments)
+    record["profiles"] = measure_profiles(cases, arguments)
     return record
 
 
@@ -120,33 +264,56 @@ def median(values):
     return ordered[middle] if len(ordered) % 2 else 0.5 * (ordered[middle - 1] + ordered[middle])
 
 
-def show(case, results):
-    parts = [f"{key} {1e6 * median(r['seconds']):.1f}" for key, r in results.items() if r.get("seconds")]
-    print(f"{case['name']}: " + ", ".join(parts) + " us", file=sys.stderr, flush=True)
+def show(progress, case, results):
+    own = median(results["wick"]["seconds"])
+    parts = [f"{key} {1e6 * median(r['seconds']):.1f} ({own / median(r['seconds']):.2f})"
+             for key, r in results.items() if r.get("seconds")]
+    tell(f"{progress} {case['name']}: " + ", ".join(parts) + " us (wick/it)")
 
 
-def main():
+def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wick", required=True, help="the program to measure")
     parser.add_argument("--build", default="", help="the folder with onednn_peer and openblas_peer")
     parser.add_argument("--torch-python", default="", help="a Python that has torch, transformers and peft")
     parser.add_argument("--mlx-python", default="", help="a Python that has mlx")
-    parser.add_argument("--llama-python", default="", help="a Python that has llama_cpp")
+    parser.add_argument("--llama-python", default="", help="a Python that has llama_cpp and gguf")
     parser.add_argument("--suite", default="all", help="training, inference or all")
     parser.add_argument("--filter", default="", help="only cases whose name contains this")
     parser.add_argument("--no-models", action="store_true", help="leave out whole models, which take most of the time")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--samples", type=int, default=10, help="a round")
-    parser.add_argument("--heavy-rounds", type=int, default=3, help="rounds of one sample for whole models")
+    parser.add_argument("--samples", type=int, default=15, help="a round")
+    parser.add_argument("--budget", type=float, default=1.0, help="seconds of a round, for cases slower than that")
+    parser.add_argument("--heavy-rounds", type=int, default=5, help="rounds of one sample for whole models")
+    parser.add_argument("--heavy-seconds", type=float, default=20, help="no more rounds after so long, a side")
     parser.add_argument("--output", required=True, help="the JSON file to write")
     arguments = parser.parse_args()
     arguments.wick = os.path.abspath(arguments.wick)
     arguments.build = os.path.abspath(arguments.build)
+    return arguments
+
+
+def rounded(value):
+    """Every float to five digits: more is noise."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def text_of(record):
+    """Indented JSON, but a list of numbers on one line."""
+    return re.sub(r"\[[\d.e\-+,\s]+\]", lambda numbers: " ".join(numbers[0].split()),
+                  json.dumps(rounded(record), indent=1)) + "\n"
+
+
+def main():
+    arguments = parse_arguments()
     record = run(arguments)
     with open(arguments.output + ".tmp", "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
-        file.write("\n")
+        file.write(text_of(record))
     os.replace(arguments.output + ".tmp", arguments.output)
 
 

@@ -2,6 +2,7 @@
 #include "bench/inputs.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -39,6 +40,18 @@ Tensor tensor_of(Backend& backend, std::span<const float> values, const Shape& s
   const Tensor tensor = backend.allocate(shape, DType::f32);
   backend.upload(std::as_bytes(values), tensor);
   return tensor;
+}
+
+AdamwScalars::AdamwScalars(Backend& backend)
+    : schedule(tensor_of(backend, std::array{1e-4F, 10.0F, 1000.0F}, {3})),
+      square_sum(tensor_of(backend, std::array{1.0F}, {1})) {}
+
+AdamwArgs AdamwScalars::args(std::span<const AdamwSegment> segments) const {
+  AdamwArgs args;
+  args.square_sum = square_sum;
+  args.schedule = schedule;
+  args.segments = segments;
+  return args;
 }
 
 std::vector<float> values_of(Backend& backend, const Tensor& tensor) {

@@ -15,6 +15,13 @@ Tensor normal_tensor(Backend& backend, const Shape& shape, float deviation, uint
                      DType dtype = DType::f32);
 Tensor tensor_of(Backend& backend, std::span<const int32_t> values);
 Tensor tensor_of(Backend& backend, std::span<const float> values, const Shape& shape);
+// What AdamwArgs wants: a learning rate of 1e-4 at the first step, and a gradient of norm 1.
+struct AdamwScalars {
+  explicit AdamwScalars(Backend& backend);
+  AdamwArgs args(std::span<const AdamwSegment> segments) const;
+  Tensor schedule;
+  Tensor square_sum;
+};
 std::vector<float> values_of(Backend& backend, const Tensor& tensor);
 
 // max |got - wanted| / max |wanted|

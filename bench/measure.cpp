@@ -46,7 +46,7 @@ std::vector<Timing> measure_interleaved(std::span<const std::function<void()>> c
     const double least = *std::min_element(totals.begin(), totals.end());
     const double most = *std::max_element(totals.begin(), totals.end());
     const bool enough = sample >= options.minimum_samples && least >= options.minimum_seconds;
-    if (enough || (sample >= 3 && most >= options.maximum_seconds)) {
+    if (enough || (sample >= options.fewest_samples && most >= options.maximum_seconds)) {
       return timings;
     }
     for (size_t i = 0; i < calls.size(); ++i) {

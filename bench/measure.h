@@ -14,7 +14,8 @@ namespace wick::bench {
 struct MeasureOptions {
   int minimum_samples = 20;
   double minimum_seconds = 0.25;  // of one candidate; sampling goes on until both minima are met
-  double maximum_seconds = 20.0;  // of one candidate; but never fewer than 3 samples
+  double maximum_seconds = 20.0;  // of one candidate, where fewest_samples allow it
+  int fewest_samples = 3;
   int warm_up_calls = 2;
 };
 

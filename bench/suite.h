@@ -6,15 +6,21 @@
 #include <string>
 
 #include "bench/machine.h"
+#include "wick/backend/profile.h"
 #include "wick/core/backend.h"
 
 namespace wick::bench {
 
 struct SuiteOptions {
-  std::string suite = "all";  // "training", "inference" or "all"
-  std::string filter;         // only cases whose name contains this
-  bool heavy = false;         // whole models too
+  std::string suite = "all";   // "training", "inference" or "all"
+  std::string filter;          // only cases whose name contains this
+  bool heavy = false;          // whole models too
+  std::string shape;           // only whole models of this shape ("qwen2.5-0.5b"); empty: all
+  Profile* profile = nullptr;  // of `backend`: counts the timed calls, and those alone
 };
+
+// Cases below this are too short to gain from a second thread.
+constexpr double kScalingFlops = 1e6;
 
 // {"cases": [{name, suite, flops, bytes, tokens, heavy}]}
 nlohmann::ordered_json list_cases(const SuiteOptions& options);
@@ -24,6 +30,14 @@ nlohmann::ordered_json to_json(const MachineLimits& limits);
 // Throws Error where a result is wrong: a wrong result has no time.
 nlohmann::ordered_json run_suite(Backend& backend, const MachineLimits& limits,
                                  const SuiteOptions& options, std::ostream& out);
+
+// Times every case of kScalingFlops or more with one thread and with all, taking turns, a line each
+// to `out`; returns {"cases": [{name, one_seconds, all_seconds}]}.
+nlohmann::ordered_json run_scaling(Backend& one, Backend& all, const SuiteOptions& options,
+                                   std::ostream& out);
+
+// Calls each selected case so many times, unproved and untimed: for tools that count instructions.
+void repeat_cases(Backend& backend, const SuiteOptions& options, int calls);
 
 // A line of JSON in, a line of JSON out, until `in` ends; the protocol is in bench/peers/worker.py.
 void answer_requests(Backend& backend, int threads, std::istream& in, std::ostream& out);

@@ -3,10 +3,13 @@
 #include <iostream>
 #include <memory>
 
+#include "bench/case.h"
 #include "bench/suite.h"
 #include "cli/commands.h"
 #include "cli/common_options.h"
 #include "cli/output.h"
+#include "cli/profile_option.h"
+#include "wick/backend/registry.h"
 #include "wick/base/error.h"
 #include "wick/base/file.h"
 #include "wick/base/parallel.h"
@@ -17,8 +20,10 @@ namespace {
 
 struct BenchFlags {
   DeviceFlags device;
+  ProfileFlags profile;
   bench::SuiteOptions suite;
   std::filesystem::path json;
+  int calls = 10;
 };
 
 void write_json(const std::filesystem::path& path, const nlohmann::ordered_json& value) {
@@ -47,56 +52,106 @@ void run_machine(const BenchFlags& flags) {
   write_json(flags.json, bench::to_json(limits));
 }
 
-void run_suite(const BenchFlags& flags) {
-  const std::unique_ptr<Backend> backend = flags.device.make();
-  write_json(flags.json, bench::run_suite(*backend, measure_limits(flags), flags.suite, std::cout));
+void run_suite(BenchFlags& flags) {
+  ProfiledDevice device(flags.device.make(), flags.profile);
+  const bench::MachineLimits limits = measure_limits(flags);
+  flags.suite.profile = device.profile();
+  write_json(flags.json, bench::run_suite(device.backend(), limits, flags.suite, std::cout));
+  device.report();
 }
+
+void run_scaling(BenchFlags& flags) {
+  const std::unique_ptr<Backend> all = flags.device.make();
+  const std::unique_ptr<Backend> one = make_backend(flags.device.device, {.threads = 1});
+  write_json(flags.json, bench::run_scaling(*one, *all, flags.suite, std::cout));
+}
+
+void run_repeat(BenchFlags& flags) {
+  const std::unique_ptr<Backend> backend = flags.device.make();
+  bench::repeat_cases(*backend, flags.suite, flags.calls);
+}
+
+void run_worker(const BenchFlags& flags) {
+  const std::unique_ptr<Backend> backend = flags.device.make();
+  bench::answer_requests(*backend, flags.device.threads, std::cin, std::cout);
+}
+
+// The parts of the verb, and the flags that they share.
+class BenchVerb {
+ public:
+  explicit BenchVerb(CLI::App& verb) : verb_(verb) {}
+
+  CLI::App* add(const std::string& name, const std::string& help,
+                const std::function<void(BenchFlags&)>& run) {
+    CLI::App* part = verb_.add_subcommand(name, help);
+    flags_->device.add_to(*part);
+    part->callback([flags = flags_, run] { run(*flags); });
+    return part;
+  }
+  void add_json(CLI::App* part) {
+    part->add_option("--json", flags_->json, "Write all samples to this file (-: standard output)");
+  }
+  void add_choice(CLI::App* part) {
+    part->add_option("--filter", flags_->suite.filter, "Only cases whose name contains this");
+    part->add_flag("--whole-models", flags_->suite.heavy,
+                   "Also whole models with random weights (gigabytes of memory, minutes)");
+    part->add_option_function<std::string>(
+            "--shape",
+            [flags = flags_](const std::string& name) {
+              flags->suite.shape = name;
+              flags->suite.heavy = true;
+            },
+            "Only whole models of this shape")
+        ->check(CLI::IsMember(bench::shape_names()));
+  }
+  void add_suite(CLI::App* part) {
+    part->add_option("--suite", flags_->suite.suite, "training, inference or all")
+        ->check(CLI::IsMember({"training", "inference", "all"}));
+  }
+  BenchFlags& flags() { return *flags_; }
+
+ private:
+  CLI::App& verb_;
+  std::shared_ptr<BenchFlags> flags_ = std::make_shared<BenchFlags>();
+};
 
 }  // namespace
 
 void add_bench(CLI::App& app) {
-  auto flags = std::make_shared<BenchFlags>();
   CLI::App* verb = app.add_subcommand("bench", "Time kernels and whole models on this machine");
   verb->footer(
       "Examples:\n"
       "  wick bench machine\n"
       "  wick bench training\n"
       "  wick bench inference --filter lora_delta --json times.json\n"
-      "  wick bench training --whole-models --filter train_step\n"
+      "  wick bench training --shape qwen2.5-0.5b --filter dtype=bf16 --profile\n"
+      "  wick bench scaling\n"
       "Beside the peers, in one run: ./run compare");
   verb->require_subcommand(1);
-  const auto add = [&](const std::string& name, const std::string& help,
-                       const std::function<void(BenchFlags&)>& run) {
-    CLI::App* part = verb->add_subcommand(name, help);
-    flags->device.add_to(*part);
-    part->callback([flags, run] { run(*flags); });
-    return part;
-  };
-  const auto add_json = [&](CLI::App* part) {
-    part->add_option("--json", flags->json, "Write all samples to this file (-: standard output)");
-  };
-  add_json(add("machine", "Measure the machine's limits", run_machine));
+  BenchVerb parts(*verb);
+  parts.add_json(parts.add("machine", "Measure the machine's limits", run_machine));
   for (const std::string suite : {"training", "inference"}) {
     CLI::App* part =
-        add(suite, "Prove, time and print the cases of " + suite, [suite](BenchFlags& f) {
-          f.suite.suite = suite;
-          run_suite(f);
+        parts.add(suite, "Prove, time and print the cases of " + suite, [suite](BenchFlags& flags) {
+          flags.suite.suite = suite;
+          run_suite(flags);
         });
-    part->add_option("--filter", flags->suite.filter, "Only cases whose name contains this");
-    part->add_flag("--whole-models", flags->suite.heavy,
-                   "Also whole models with random weights (gigabytes of memory, minutes)");
-    add_json(part);
+    parts.add_choice(part);
+    parts.flags().profile.add_to(*part);
+    parts.add_json(part);
   }
-  CLI::App* list = add("list", "List the cases as JSON", [](const BenchFlags& f) {
-    print(bench::list_cases(f.suite).dump(1) + "\n");
-  });
-  list->add_option("--suite", flags->suite.suite, "training, inference or all")
-      ->check(CLI::IsMember({"training", "inference", "all"}));
-  add("worker", "Answer the requests of bench/compare.py on standard input",
-      [](const BenchFlags& f) {
-        const std::unique_ptr<Backend> backend = f.device.make();
-        bench::answer_requests(*backend, f.device.threads, std::cin, std::cout);
-      });
+  CLI::App* scaling = parts.add(
+      "scaling", "Time each case above 1 Mflop with one thread and with all", run_scaling);
+  parts.add_choice(scaling);
+  parts.add_json(scaling);
+  CLI::App* repeat = parts.add(
+      "repeat", "Call cases so many times, for tools that count instructions", run_repeat);
+  parts.add_choice(repeat);
+  repeat->add_option("--calls", parts.flags().calls, "Of each case")->capture_default_str();
+  parts.add_suite(parts.add("list", "List the cases as JSON", [](const BenchFlags& flags) {
+    print(bench::list_cases(flags.suite).dump(1) + "\n");
+  }));
+  parts.add("worker", "Answer the requests of bench/compare.py on standard input", run_worker);
 }
 
 }  // namespace wick

@@ -7,6 +7,7 @@
 
 #include "cli/commands.h"
 #include "cli/common_options.h"
+#include "cli/profile_option.h"
 #include "wick/base/error.h"
 #include "wick/base/log.h"
 #include "wick/base/progress.h"
@@ -68,6 +69,7 @@ struct TrainFlags {
   CLI::Option* alpha = nullptr;
   CLI::Option* learning_rate = nullptr;
   DeviceFlags device;
+  ProfileFlags profile;
   TrainOptions options;
 };
 
@@ -309,10 +311,12 @@ void tell_result(const TrainResult& result, const TrainFlags& flags) {
 void run_train(TrainFlags& flags) {
   settle_options(flags);
   const SignalNotes notes;
-  const std::unique_ptr<Backend> backend = flags.device.make();
-  Bundle bundle = open_model(*backend, flags);
+  ProfiledDevice device(flags.device.make(), flags.profile);
+  Bundle bundle = open_model(device.backend(), flags);
   const TrainData data = read_data(flags, bundle);
+  device.start();
   const TrainResult result = train_with_bar(bundle, data, flags.options);
+  device.report();
   tell_result(result, flags);
   if (result.interrupted) {
     throw Interrupted{caught_signal};
@@ -331,6 +335,7 @@ void add_train(CLI::App& app) {
   add_optimiser_flags(*verb, *flags);
   add_output_flags(*verb, *flags);
   flags->device.add_to(*verb);
+  flags->profile.add_to(*verb);
   verb->footer(
       "Records are JSON lines: {\"text\"}, {\"prompt\", \"completion\"} or {\"messages\": [...]}.\n"
       "Ctrl-C saves and ends; the same command with --resume goes on, bit for bit.\n\n"

@@ -171,7 +171,7 @@ TEST_F(DecoderTest, CheckpointingGivesTheSameGradientsInLessMemory) {
   for (int32_t& id : ids) {
     id %= 40;
   }
-  const StepContext context{.training = true, .seed = 1, .step = 2};
+  const StepContext context{true, 1, to_device(*backend_, std::vector{2}, {1})};
   const auto measure = [&](double& sum) {
     backend_->reset_peak_memory();
     const size_t before = backend_->memory().in_use_bytes;

@@ -30,6 +30,7 @@ class LinearLayerTest : public testing::Test {
                            stream};
     return result;
   }
+  Tensor step(int32_t number) { return to_device(*backend_, std::vector{number}, {1}); }
   Floats run(const LinearLayer& layer, const StepContext& context) {
     return to_host(*backend_, layer.forward(*backend_, nullptr, x_, context).value);
   }
@@ -47,16 +48,16 @@ TEST_F(LinearLayerTest, AnAdapterWhoseBIsZeroLeavesTheBase) {
 
 TEST_F(LinearLayerTest, DropoutIsForTrainingOnly) {
   EXPECT_EQ(run(layer(0.5F, 1), {}), run(layer(0.0F, 1), {}));
-  EXPECT_NE(run(layer(0.5F, 1), {.training = true}), run(layer(0.0F, 1), {}));
+  EXPECT_NE(run(layer(0.5F, 1), {true, 0, step(0)}), run(layer(0.0F, 1), {}));
 }
 
 TEST_F(LinearLayerTest, DropoutIsAFunctionOfSeedLayerAndStep) {
-  const StepContext step{.training = true, .seed = 3, .step = 7};
-  const Floats first = run(layer(0.5F, 1), step);
-  EXPECT_EQ(run(layer(0.5F, 1), step), first) << "a resumed run repeats it";
-  EXPECT_NE(run(layer(0.5F, 1), {.training = true, .seed = 3, .step = 8}), first);
-  EXPECT_NE(run(layer(0.5F, 1), {.training = true, .seed = 4, .step = 7}), first);
-  EXPECT_NE(run(layer(0.5F, 2), step), first);
+  const StepContext context{true, 3, step(7)};
+  const Floats first = run(layer(0.5F, 1), context);
+  EXPECT_EQ(run(layer(0.5F, 1), context), first) << "a resumed run repeats it";
+  EXPECT_NE(run(layer(0.5F, 1), {true, 3, step(8)}), first);
+  EXPECT_NE(run(layer(0.5F, 1), {true, 4, step(7)}), first);
+  EXPECT_NE(run(layer(0.5F, 2), context), first);
 }
 
 TEST_F(LinearLayerTest, IsTrainableByAnyOfItsParts) {
@@ -72,7 +73,7 @@ TEST_F(LinearLayerTest, IsTrainableByAnyOfItsParts) {
 
 TEST(KvCacheTest, RefusesMoreTokensThanItHolds) {
   const auto backend = make_backend("cpu");
-  KvCache cache(*backend, 2, 4, 1, 8);
+  KvCache cache(*backend, {.layers = 2, .capacity = 4, .kv_heads = 1, .head_dim = 8}, DType::f32);
   cache.advance(3);
   try {
     cache.advance(2);

@@ -124,13 +124,15 @@ TEST_F(OpsTest, LinearNamesTheWeightThatDoesNotFit) {
 
 // ---- lora_linear
 
+constexpr int32_t kStep = 4;
+
 std::function<std::vector<Complex>(const Arrays&)> lora_reference(float scaling,
                                                                   const DropoutArgs& dropout) {
   return [=](const Arrays& in) {  // x, w, bias, a, b
     std::vector<Complex> y = linear_reference(in);
     std::vector<Complex> dropped = in[0];
     if (dropout.probability > 0) {
-      reference::dropout<Complex>(in[0].data(), dropout, T * kIn, dropped.data());
+      reference::dropout<Complex>(in[0].data(), dropout, kStep, T * kIn, dropped.data());
     }
     std::vector<Complex> s(T * kRank);
     const reference::Adapter<Complex> adapter{in[3].data(), in[4].data(), kRank, Complex(scaling)};
@@ -140,11 +142,14 @@ std::function<std::vector<Complex>(const Arrays&)> lora_reference(float scaling,
   };
 }
 
-class LoraTest : public OpsTest, public testing::WithParamInterface<float> {};
+class LoraTest : public OpsTest, public testing::WithParamInterface<float> {
+ protected:
+  Tensor step() { return test::to_device(*backend_, std::vector{kStep}, {1}); }
+};
 
 TEST_P(LoraTest, GivesInputAdapterWeightAndBiasTheirGradients) {
   const LinearData data;
-  const DropoutArgs dropout{.probability = GetParam(), .seed = 5, .stream = 9};
+  const DropoutArgs dropout{.probability = GetParam(), .seed = 5, .stream = 9, .step = step()};
   Tape tape(*backend_);
   const Var x = tape.leaf(device(data.x, {T, kIn}));
   const Parameter w = trained("w", data.w, {kOut, kIn});
@@ -169,7 +174,7 @@ TEST_P(LoraTest, GivesInputAdapterWeightAndBiasTheirGradients) {
 // The common case of training: no gradient of x below the lowest adapter, none of the base.
 TEST_P(LoraTest, GivesOnlyTheAdapterItsGradients) {
   const LinearData data;
-  const DropoutArgs dropout{.probability = GetParam(), .seed = 6, .stream = 2};
+  const DropoutArgs dropout{.probability = GetParam(), .seed = 6, .stream = 2, .step = step()};
   Tape tape(*backend_);
   const Parameter w{"w", device(data.w, {kOut, kIn}), {}};
   const Parameter bias{"bias", device(data.bias, {kOut}), {}};
@@ -188,7 +193,7 @@ TEST_P(LoraTest, GivesOnlyTheAdapterItsGradients) {
 
 TEST_P(LoraTest, FrozenAdapterPassesTheGradientOn) {
   const LinearData data;
-  const DropoutArgs dropout{.probability = GetParam(), .seed = 7, .stream = 3};
+  const DropoutArgs dropout{.probability = GetParam(), .seed = 7, .stream = 3, .step = step()};
   Tape tape(*backend_);
   const Var x = tape.leaf(device(data.x, {T, kIn}));
   const Parameter w{"w", device(data.w, {kOut, kIn}), {}};

@@ -66,6 +66,53 @@ TEST_F(OpsTest, RmsNormAddsToTheGradientThatItsInputHas) {
   }
 }
 
+// ---- layer_norm
+
+TEST_F(OpsTest, LayerNormGivesItsInputWeightAndBiasTheirGradients) {
+  constexpr int64_t kRows = 6, C = 9;
+  const Floats x = draw(kRows * C, 15);
+  const Floats w = draw(C, 16);
+  const Floats b = draw(C, 17);
+  const Floats dy = draw(kRows * C, 18);
+  const auto reference = [](const Arrays& in) {
+    std::vector<Complex> y(kRows * C);
+    reference::layer_norm<Complex>(in[0].data(), in[1].data(), in[2].data(), 1e-3F, kRows, C,
+                                   y.data(), nullptr);
+    return y;
+  };
+  Tape tape(*backend_);
+  const Var input = tape.leaf(device(x, {2, 3, C}));
+  const Parameter weight = trained("w", w, {C});
+  const Parameter bias = trained("b", b, {C});
+  const Var y = layer_norm(*backend_, &tape, input, weight, bias, 1e-3F);
+  EXPECT_EQ(y.value.shape(), Shape({2, 3, C}));
+  expect_value(y.value, reference, {x, w, b});
+  EXPECT_EQ(to_host(*backend_, y.keep().get()), to_host(*backend_, y.value)) << "the recipe";
+
+  tape.backward(y, device(dy, {2, 3, C}));
+  const Gradients expected =
+      complex_step([&](const Arrays& in) { return test::dot(reference(in), dy); }, {x, w, b});
+  expect_close(tape.gradient(input), expected[0], "dx");
+  expect_close(weight.grad, expected[1], "dw");
+  expect_close(bias.grad, expected[2], "db");
+}
+
+TEST_F(OpsTest, LayerNormOfAFrozenModelIsRecordedNowhere) {
+  Tape tape(*backend_);
+  const Parameter weight{"w", device(Floats(4, 1.0F), {4}), {}};
+  const Var y = layer_norm(*backend_, &tape, {device({1, 2, 3, 4}, {1, 4})}, weight, {}, 0.0F);
+  EXPECT_EQ(tape.steps(), 0U);
+  EXPECT_NEAR(to_host(*backend_, y.value)[3], 1.3416408F, 1e-6F);  // 1.5 / sqrt(1.25)
+}
+
+TEST_F(OpsTest, LayerNormRefusesAWeightOfAnotherSize) {
+  const Parameter weight{"ln.weight", device(Floats(3), {3}), {}};
+  EXPECT_EQ(message_of([&] {
+              layer_norm(*backend_, nullptr, {device(Floats(8), {2, 4})}, weight, {}, 0.0F);
+            }),
+            "layer_norm: ln.weight has 3 values, input [2, 4] has 4 columns");
+}
+
 // ---- rope and attention
 
 TEST_F(OpsTest, RopeIsUndoneByItsGradient) {

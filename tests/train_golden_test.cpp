@@ -39,27 +39,25 @@ TEST(TrainGolden, TenStepsAreTorchs) {
   const auto decoder = open_decoder(*backend, folder);
   const AttachedAdapter attached =
       attach(*backend, decoder->linears(), read_peft(folder / "adapter"), Trainable::yes);
-  AdamW optimizer(*backend, attached.values, attached.grads,
-                  {{0, attached.values.elements(), 1.0F, setting("weight_decay")}},
-                  {setting("beta1"), setting("beta2"), setting("epsilon")});
+  AdamW optimizer(
+      *backend, attached.values, attached.grads,
+      {{0, attached.values.elements(), 1.0F, setting("weight_decay")}},
+      {setting("beta1"), setting("beta2"), setting("epsilon"), setting("max_grad_norm")});
+  TrainStep train_step(*decoder, optimizer, 0);
 
   const std::vector<MicroBatch> sequences = read_sequences(recorded);
   const std::vector<int32_t> order = test::golden_ids(recorded, "order");
   const std::vector<float> losses = recorded.floats("losses");
   const std::vector<float> norms = recorded.floats("gradient_norms");
-  const Tensor squares = backend->allocate({1}, DType::f32);
   for (size_t step = 0; step < losses.size(); ++step) {
     const std::vector<MicroBatch> batches = {sequences.at(order[2 * step]),
                                              sequences.at(order[2 * step + 1])};
-    optimizer.clear_gradients();
-    const StepTotals totals = run_micro_batches(*decoder, batches, {.training = true});
-    optimizer.sum_squares_of_gradients(squares);
-    const double norm = std::sqrt(test::to_host(*backend, squares)[0]);
-    EXPECT_NEAR(totals.loss_sum / static_cast<double>(totals.target_tokens), losses[step], 1e-4)
+    const auto number = static_cast<int64_t>(step);
+    const StepResult result =
+        train_step.run(batches, number + 1, setting("learning_rate"), 2 * number);
+    EXPECT_NEAR(result.loss_sum / static_cast<double>(result.target_tokens), losses[step], 1e-4)
         << step;
-    EXPECT_NEAR(norm / norms[step], 1.0, 1e-4) << step;
-    optimizer.step(static_cast<int64_t>(step) + 1, setting("learning_rate"),
-                   clip_factor(norm, setting("max_grad_norm")));
+    EXPECT_NEAR(result.gradient_norm / norms[step], 1.0, 1e-4) << step;
   }
   for (const AttachedAdapter::Segment& segment : attached.segments) {
     EXPECT_LT(test::relative_difference(

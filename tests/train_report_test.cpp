@@ -43,12 +43,6 @@ TEST(Schedule, UnknownNamesAreErrors) {
             "schedule: \"cosin\" is unknown; there are constant, linear and cosine");
 }
 
-TEST(ClipFactor, ShortensOnlyWhatIsTooLong) {
-  EXPECT_FLOAT_EQ(clip_factor(4.0, 1.0), 0.25F);
-  EXPECT_FLOAT_EQ(clip_factor(0.5, 1.0), 1.0F);
-  EXPECT_FLOAT_EQ(clip_factor(4.0, 0.0), 1.0F);
-}
-
 TEST(Amounts, AreShownAsPeopleReadThem) {
   EXPECT_EQ(format_duration(42.4), "0:42");
   EXPECT_EQ(format_duration(3723), "1:02:03");

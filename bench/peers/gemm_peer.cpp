@@ -4,6 +4,7 @@
 // lora_delta is the two products (x A^T) and (S B^T); lora_linear and gemm are the frozen product x
 // W^T alone: what no LoRA layer can do without. The scaling is folded into the second product's
 // alpha.
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
@@ -83,17 +84,42 @@ std::function<void()> make_call(const std::string& name) {
   return nullptr;
 }
 
+// The name, version and kernels of the library that this program is linked with.
+nlohmann::json describe() {
+#if defined(WICK_PEER_ONEDNN)
+  const dnnl_version_t* version = dnnl_version();
+  // The C interface has the instruction set as a bit mask only.
+  return {{"name", "oneDNN"},
+          {"version", std::to_string(version->major) + "." + std::to_string(version->minor) + "." +
+                          std::to_string(version->patch)},
+          {"detail", "cpu_isa " + std::to_string(dnnl_get_effective_cpu_isa())}};
+#else
+  return {{"name", "OpenBLAS"},
+          {"version", openblas_get_config()},
+          {"detail", std::string("kernels for ") + openblas_get_corename()}};
+#endif
+}
+
+// Seconds of up to `most` calls, as many as fit into the budget, at least one.
+std::vector<double> sample(const std::function<void()>& call, int most, double budget_s) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point begin = Clock::now();
+  std::vector<double> seconds;
+  double elapsed = 0;
+  while (static_cast<int>(seconds.size()) < most && (seconds.empty() || elapsed < budget_s)) {
+    const Clock::time_point start = Clock::now();
+    call();
+    const Clock::time_point end = Clock::now();
+    seconds.push_back(std::chrono::duration<double>(end - start).count());
+    elapsed = std::chrono::duration<double>(end - begin).count();
+  }
+  return seconds;
+}
+
 nlohmann::json answer(const nlohmann::json& request,
                       std::map<std::string, std::function<void()>>& prepared) {
   if (request.value("info", false)) {
-#if defined(WICK_PEER_ONEDNN)
-    const dnnl_version_t* version = dnnl_version();
-    return {{"name", "oneDNN"},
-            {"version", std::to_string(version->major) + "." + std::to_string(version->minor) +
-                            "." + std::to_string(version->patch)}};
-#else
-    return {{"name", "OpenBLAS"}, {"version", openblas_get_config()}};
-#endif
+    return describe();
   }
   const std::string name = request.at("case");
   if (prepared.find(name) == prepared.end()) {
@@ -105,14 +131,8 @@ nlohmann::json answer(const nlohmann::json& request,
   if (!prepared[name]) {
     return {{"unavailable", "bare BLAS has no such operation"}};
   }
-  std::vector<double> seconds;
-  for (int i = 0; i < request.at("samples").get<int>(); ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    prepared[name]();
-    seconds.push_back(
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  }
-  return {{"seconds", seconds}};
+  return {{"seconds", sample(prepared[name], request.at("samples").get<int>(),
+                             request.value("budget_s", 1e9))}};
 }
 
 }  // namespace

@@ -34,6 +34,18 @@ def lora_linear(T, d, r):
     return awaited(lambda x, w, a, b: x @ w.T + 2.0 * ((x @ a) @ b), mx.random.normal((T, d)), w, a, b)
 
 
+def lora_grouped(T, d, r, n):
+    a, b = mx.random.normal((n, d, r)) * 0.05, mx.random.normal((n, r, d)) * 0.05
+    which = mx.arange(T) % n
+    return awaited(lambda x, a, b, which: 2.0 * mx.squeeze((x[:, None, :] @ a[which]) @ b[which], 1),
+                   mx.random.normal((T, d)), a, b, which)
+
+
+def gemm(T, N, K):
+    """wick's weights are bf16 and its arithmetic f32; what MLX has for f32 arithmetic is f32 weights."""
+    return awaited(lambda x, w: x @ w.T, mx.random.normal((T, K)), mx.random.normal((N, K)) * 0.02)
+
+
 def delta_loss(parameters, x, target):
     logits = 2.0 * ((x @ parameters["a"]) @ parameters["b"])
     return nn.losses.cross_entropy(logits, target, reduction="mean")
@@ -110,13 +122,44 @@ def sample(V, mode, k=0, p=1.0):
     return awaited(choose, logits)
 
 
+def appender(layers, G, D, P):
+    """A function that writes one row into the caches of every layer, as mlx-lm does, and awaits it."""
+    caches = [mx.zeros((P, G, D)) for _ in range(2 * layers)]
+    row = mx.random.normal((1, G, D))
+    mx.eval(caches, row)
+
+    def append(position):
+        for cache in caches:
+            cache[position:position + 1] = row
+        mx.eval(caches)
+
+    return append
+
+
+def kv_append(layers, G, D, P):
+    append = appender(layers, G, D, P)
+    return lambda: append(P // 2)
+
+
+def kv_fill(layers, G, D, T):
+    append = appender(layers, G, D, T)
+
+    def call():
+        for position in range(T):
+            append(position)
+
+    return call
+
+
 KINDS = {
     "lora_delta": lora_delta, "lora_linear": lora_linear, "lora_gradients": lora_gradients, "lora_step": lora_step,
-    "adamw": adamw, "sample": sample,
+    "lora_grouped": lora_grouped, "gemm": gemm, "adamw": adamw, "sample": sample,
+    "kv_append": kv_append, "kv_fill": kv_fill,
     "softmax": rowwise(lambda x, w, b: mx.softmax(x, axis=-1)),
     "layer_norm": rowwise(lambda x, w, b: mx.fast.layer_norm(x, w, b, 1e-5)),
     "rms_norm": rowwise(lambda x, w, b: mx.fast.rms_norm(x, w, 1e-6)),
 }
 
 if __name__ == "__main__":
-    serve({"name": "MLX", "version": mx.__version__, "threads": None}, KINDS)
+    serve({"name": "MLX", "version": mx.__version__, "threads": None}, KINDS,
+          "MLX alone has no such operation")

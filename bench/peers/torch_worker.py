@@ -1,11 +1,10 @@
 """PyTorch (and PEFT + transformers for whole models) as a peer on the CPU: the operations as its users write them."""
 import argparse
-import resource
 
 import torch
 import torch.nn.functional as F
 
-from worker import Unavailable, serve
+from worker import Unavailable, peak_memory, serve
 
 SHAPES = {
     "qwen2.5-0.5b": dict(vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
@@ -130,15 +129,47 @@ def sample(V, mode, k=0, p=1.0):
     return call
 
 
-def kv_append(layers, G, D, P):
-    caches = [torch.zeros(P, G, D, dtype=torch.bfloat16) for _ in range(2 * layers)]
-    new = torch.randn(1, G, D, dtype=torch.bfloat16)
-    slot = torch.tensor([P // 2])
+def gemm(T, N, K):
+    """wick's weights are bf16 and its arithmetic f32; what PyTorch has for f32 arithmetic is f32 weights."""
+    x, w = torch.randn(T, K), torch.randn(N, K) * 0.02
 
     def call():
         with torch.inference_mode():
-            for cache in caches:
-                cache.index_copy_(0, slot, new)
+            return F.linear(x, w)
+
+    return call
+
+
+class Caches:
+    """Keys and values of every layer, f32 as wick's."""
+
+    def __init__(self, layers, G, D, P):
+        self.caches = [torch.zeros(P, G, D) for _ in range(2 * layers)]
+        self.row = torch.randn(1, G, D)
+        self.slots = [torch.tensor([position]) for position in range(P)]
+
+    def append(self, position):
+        for cache in self.caches:
+            cache.index_copy_(0, self.slots[position], self.row)
+
+
+def kv_append(layers, G, D, P):
+    caches = Caches(layers, G, D, P)
+
+    def call():
+        with torch.inference_mode():
+            caches.append(P // 2)
+
+    return call
+
+
+def kv_fill(layers, G, D, T):
+    caches = Caches(layers, G, D, T)
+
+    def call():
+        with torch.inference_mode():
+            for position in range(T):
+                caches.append(position)
 
     return call
 
@@ -173,7 +204,7 @@ def train_step(shape, T, r, dtype):
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
 
-    call.extra = lambda: {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    call.extra = peak_memory
     return call
 
 
@@ -189,6 +220,7 @@ def decode(shape, prompt, tokens, dtype, r=0):
             model.generate(input_ids=ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
                            pad_token_id=0)
 
+    call.extra = peak_memory
     return call
 
 
@@ -200,6 +232,7 @@ def prefill(shape, T, dtype):
         with torch.inference_mode():
             model(input_ids=ids, logits_to_keep=1)
 
+    call.extra = peak_memory
     return call
 
 
@@ -209,7 +242,7 @@ KINDS = {
     "softmax": rowwise(lambda x, w, b: torch.softmax(x, -1)),
     "layer_norm": rowwise(lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b)),
     "rms_norm": rowwise(lambda x, w, b: F.rms_norm(x, x.shape[-1:], w, 1e-6)),
-    "sample": sample, "kv_append": kv_append, "train_step": train_step, "decode": decode, "prefill": prefill,
+    "sample": sample, "kv_append": kv_append, "kv_fill": kv_fill, "gemm": gemm, "train_step": train_step, "decode": decode, "prefill": prefill,
 }
 
 if __name__ == "__main__":
@@ -218,4 +251,5 @@ if __name__ == "__main__":
     threads = arguments.parse_args().threads
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    serve({"name": "PyTorch", "version": torch.__version__, "threads": threads}, KINDS)
+    serve({"name": "PyTorch", "version": torch.__version__, "threads": threads,
+           "detail": torch.backends.cpu.get_cpu_capability()}, KINDS)

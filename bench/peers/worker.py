@@ -1,10 +1,12 @@
 """What every peer's worker shares: the line protocol and the parsing of case names.
 
 A case is named `kind:key=value,...`, for example `lora_delta:T=64,d=1024,r=8`. The driver (`../compare.py`) writes one
-JSON line {"case": NAME, "samples": N}; the worker answers with one JSON line, {"seconds": [...]}, {"unavailable": WHY},
-or, for a request {"info": true}, its version and threads. Every sample is one awaited call.
+JSON line {"case": NAME, "samples": N, "budget_s": SECONDS}; the worker answers with one JSON line, {"seconds": [...]},
+{"unavailable": WHY}, or, for a request {"info": true}, its version and threads. Every sample is one awaited call; there
+are N of them, or as many as fit into the budget, at least one.
 """
 import json
+import resource
 import sys
 import time
 
@@ -28,39 +30,42 @@ def parse_case(name):
     return kind, values
 
 
-def serve(info, kinds):
+def peak_memory():
+    return {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def serve(info, kinds, what_lacks="no such operation"):
     """Answers requests until standard input ends. `kinds` maps a kind to a function of its values that makes a call."""
     prepared = {}
     for line in sys.stdin:
         request = json.loads(line)
-        if request.get("info"):
-            answer = info
-        else:
-            answer = run_case(request, kinds, prepared)
+        answer = info if request.get("info") else run_case(request, kinds, prepared, what_lacks)
         print(json.dumps(answer), flush=True)
 
 
-def run_case(request, kinds, prepared):
+def sample(call, most, budget):
+    """Seconds of up to `most` calls, as many as fit into the budget."""
+    seconds, begin = [], time.perf_counter()
+    while len(seconds) < most and (not seconds or time.perf_counter() - begin < budget):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def run_case(request, kinds, prepared, what_lacks):
     name = request["case"]
     kind, values = parse_case(name)
     try:
         if name not in prepared:
             if kind not in kinds:
-                raise Unavailable(f"no such operation: {kind}")
-            if request.get("alone"):
-                prepared.clear()
+                raise Unavailable(what_lacks)
             prepared[name] = kinds[kind](**values)
-            for _ in range(request.get("warm_up", 3)):
-                prepared[name]()
-        call = prepared[name]
-        seconds = []
-        for _ in range(request["samples"]):
-            start = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - start)
+            sample(prepared[name], request.get("warm_up", 3), 1.0)
     except Unavailable as reason:
         return {"unavailable": str(reason)}
-    answer = {"seconds": seconds}
+    call = prepared[name]
+    answer = {"seconds": sample(call, request["samples"], request.get("budget_s", 1e9))}
     extra = getattr(call, "extra", None)
     if extra is not None:
         answer["extra"] = extra()

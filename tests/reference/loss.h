@@ -8,11 +8,19 @@
 
 namespace wick::reference {
 
+// gradient_scale: null where the gradient is not wanted.
 template <class Num>
-void cross_entropy(const int32_t* targets, const CrossEntropyArgs& args, int64_t n, int64_t V,
+void cross_entropy(const int32_t* targets, const float* gradient_scale, int64_t n, int64_t V,
                    Num* logits, Num* losses) {
   for (int64_t i = 0; i < n; ++i) {
     Num* row = logits + i * V;
+    if (targets[i] < 0) {
+      losses[i] = Num(0);
+      for (int64_t v = 0; v < V && gradient_scale != nullptr; ++v) {
+        row[v] = Num(0);
+      }
+      continue;
+    }
     double largest = -INFINITY;
     for (int64_t v = 0; v < V; ++v) {
       if (real_part(row[v]) > largest) {
@@ -24,10 +32,10 @@ void cross_entropy(const int32_t* targets, const CrossEntropyArgs& args, int64_t
       sum += std::exp(row[v] - Num(largest));
     }
     losses[i] = std::log(sum) + Num(largest) - row[targets[i]];
-    if (args.gradient) {
+    if (gradient_scale != nullptr) {
       for (int64_t v = 0; v < V; ++v) {
         const Num p = std::exp(row[v] - Num(largest)) / sum;
-        row[v] = Num(args.gradient_scale) * (v == targets[i] ? p - Num(1) : p);
+        row[v] = Num(*gradient_scale) * (v == targets[i] ? p - Num(1) : p);
       }
     }
   }
@@ -42,18 +50,28 @@ Num sum_squares(const Num* x, int64_t count) {
   return sum;
 }
 
+// The scalars that the kernel reads from tensors.
+struct AdamwStep {
+  double learning_rate = 1e-3;
+  int64_t step = 1;  // counts from 1
+  double gradient_scale = 1.0;
+};
+
 template <class Num>
-void adamw(const Num* grad, const AdamwArgs& args, Num* p, Num* m, Num* v) {
-  const double correction1 = 1 - std::pow(double{args.beta1}, static_cast<double>(args.step));
-  const double correction2 = 1 - std::pow(double{args.beta2}, static_cast<double>(args.step));
+void adamw(const Num* grad, const AdamwArgs& args, const AdamwStep& scalars, Num* p, Num* m,
+           Num* v) {
+  const auto step = static_cast<double>(scalars.step);
+  const double correction1 = 1 - std::pow(double{args.beta1}, step);
+  const double correction2 = 1 - std::pow(double{args.beta2}, step);
   for (const AdamwSegment& segment : args.segments) {
     for (int64_t i = segment.begin; i < segment.begin + segment.count; ++i) {
-      const Num g = Num(args.gradient_scale) * grad[i];
+      const Num g = Num(scalars.gradient_scale) * grad[i];
       m[i] = Num(args.beta1) * m[i] + Num(1 - double{args.beta1}) * g;
       v[i] = Num(args.beta2) * v[i] + Num(1 - double{args.beta2}) * g * g;
       const Num direction =
           (m[i] / Num(correction1)) / (std::sqrt(v[i] / Num(correction2)) + Num(args.epsilon));
-      p[i] -= Num(segment.learning_rate) * (Num(segment.weight_decay) * p[i] + direction);
+      const double learning_rate = scalars.learning_rate * double{segment.learning_rate_ratio};
+      p[i] -= Num(learning_rate) * (Num(segment.weight_decay) * p[i] + direction);
     }
   }
 }

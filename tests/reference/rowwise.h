@@ -54,6 +54,81 @@ void rms_norm_backward(const RmsNormInputs<Num>& in, bool accumulate, int64_t T,
   }
 }
 
+// mean_rstd null: not wanted.
+template <class Num>
+void layer_norm(const Num* x, const Num* weight, const Num* bias, float eps, int64_t T, int64_t C,
+                Num* y, Num* mean_rstd) {
+  for (int64_t t = 0; t < T; ++t) {
+    Num mean(0);
+    for (int64_t c = 0; c < C; ++c) {
+      mean += x[t * C + c];
+    }
+    mean /= Num(C);
+    Num squares(0);
+    for (int64_t c = 0; c < C; ++c) {
+      squares += (x[t * C + c] - mean) * (x[t * C + c] - mean);
+    }
+    const Num rstd = Num(1) / std::sqrt(squares / Num(C) + Num(eps));
+    for (int64_t c = 0; c < C; ++c) {
+      y[t * C + c] = (x[t * C + c] - mean) * rstd * weight[c] + bias[c];
+    }
+    if (mean_rstd != nullptr) {
+      mean_rstd[2 * t] = mean;
+      mean_rstd[2 * t + 1] = rstd;
+    }
+  }
+}
+
+template <class Num>
+struct LayerNormInputs {
+  const Num *x, *weight, *mean_rstd, *dy;
+};
+
+template <class Num>
+void layer_norm_backward(const LayerNormInputs<Num>& in, bool accumulate, int64_t T, int64_t C,
+                         Num* dx, Num* dweight, Num* dbias) {
+  for (int64_t t = 0; t < T; ++t) {
+    const Num mean = in.mean_rstd[2 * t];
+    const Num rstd = in.mean_rstd[2 * t + 1];
+    Num straight(0);
+    Num products(0);
+    for (int64_t c = 0; c < C; ++c) {
+      const int64_t i = t * C + c;
+      const Num normed = (in.x[i] - mean) * rstd;
+      straight += in.weight[c] * in.dy[i];
+      products += in.weight[c] * in.dy[i] * normed;
+      dweight[c] += in.dy[i] * normed;
+      dbias[c] += in.dy[i];
+    }
+    for (int64_t c = 0; c < C; ++c) {
+      const int64_t i = t * C + c;
+      const Num normed = (in.x[i] - mean) * rstd;
+      const Num gradient =
+          rstd * (in.weight[c] * in.dy[i] - straight / Num(C) - normed * products / Num(C));
+      dx[i] = accumulate ? dx[i] + gradient : gradient;
+    }
+  }
+}
+
+// y may be x.
+template <class Num>
+void softmax(const Num* x, int64_t T, int64_t C, Num* y) {
+  for (int64_t t = 0; t < T; ++t) {
+    Num largest = x[t * C];
+    for (int64_t c = 1; c < C; ++c) {
+      largest = real_part(x[t * C + c]) > real_part(largest) ? x[t * C + c] : largest;
+    }
+    Num sum(0);
+    for (int64_t c = 0; c < C; ++c) {
+      y[t * C + c] = std::exp(x[t * C + c] - largest);
+      sum += y[t * C + c];
+    }
+    for (int64_t c = 0; c < C; ++c) {
+      y[t * C + c] /= sum;
+    }
+  }
+}
+
 template <class Num>
 Num activate(const Num& x, Activation activation) {
   if (activation == Activation::silu) {
@@ -103,8 +178,8 @@ void add(const Num* a, const Num* b, int64_t count, Num* y) {
 }
 
 template <class Num>
-void dropout(const Num* x, const DropoutArgs& args, int64_t count, Num* y) {
-  const Random random(args.seed, args.stream);
+void dropout(const Num* x, const DropoutArgs& args, uint64_t step, int64_t count, Num* y) {
+  const Random random(args.seed, mask_stream(args.seed, args.stream, step));
   const float scale = 1.0F / (1.0F - args.probability);
   for (int64_t i = 0; i < count; ++i) {
     y[i] = random.uniform(i) >= args.probability ? x[i] * Num(scale) : Num(0);

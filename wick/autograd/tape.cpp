@@ -18,6 +18,7 @@ Var Tape::leaf(Tensor value) {
   const int id = static_cast<int>(gradients_.size());
   gradients_.emplace_back();
   shapes_.push_back(value.shape());
+  dtypes_.push_back(value.dtype());
   return {std::move(value), id, nullptr};
 }
 
@@ -49,7 +50,8 @@ Tape::Sink Tape::sink(const Var& to, const Shape& shape) {
   Tensor& sum = gradients_[static_cast<size_t>(to.id)];
   const bool first = !sum;
   if (first) {
-    sum = backend_.allocate(shapes_[static_cast<size_t>(to.id)], DType::f32);
+    sum =
+        backend_.allocate(shapes_[static_cast<size_t>(to.id)], dtypes_[static_cast<size_t>(to.id)]);
   } else if (!sum.sole_owner()) {
     const Tensor fresh = backend_.allocate(sum.shape(), sum.dtype());
     backend_.copy(sum, fresh);

@@ -86,6 +86,7 @@ class Tape {
   std::vector<Recorded> steps_;
   std::vector<Tensor> gradients_;  // by id
   std::vector<Shape> shapes_;      // by id
+  std::vector<DType> dtypes_;      // by id
 };
 
 // Runs `function` without keeping anything but its input, and runs it again on a tape of its own

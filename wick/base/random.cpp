@@ -36,4 +36,9 @@ float Random::normal(uint64_t index) const {
   return static_cast<float>(std::sqrt(-2.0 * std::log(u1)) * std::cos(6.283185307179586 * u2));
 }
 
+uint64_t mask_stream(uint64_t seed, uint64_t stream, uint64_t step) {
+  const std::array<uint32_t, 4> words = Random(seed, stream).block(step);
+  return static_cast<uint64_t>(words[0]) | static_cast<uint64_t>(words[1]) << 32;
+}
+
 }  // namespace wick

@@ -38,4 +38,7 @@ class Random {
   uint64_t stream_;
 };
 
+// A stream of its own for each value of `step`: the first two words of that block.
+uint64_t mask_stream(uint64_t seed, uint64_t stream, uint64_t step);
+
 }  // namespace wick

@@ -119,18 +119,29 @@ class Backend {
   // unless empty.
   virtual void rms_norm_backward(In x, In weight, In rstd, In dy, bool accumulate, Out dx,
                                  Out dweight) = 0;
+  // y = (x - mean) rstd weight + bias, rstd = 1 / sqrt(mean((x - mean)^2) + eps).  x, y [T,C];
+  // weight, bias [C] (an empty bias is zero); mean_rstd f32 [T,2] = (mean, rstd) of each row
+  // (empty: not wanted).
+  virtual void layer_norm(In x, In weight, In bias, float eps, Out y, Out mean_rstd) = 0;
+  // With n = (x - mean) rstd and g = w dy:  dx = rstd (g - mean(g) - n mean(g n)), or dx += if
+  // `accumulate`; dweight += sum_t dy n and dbias += sum_t dy, each unless empty.
+  virtual void layer_norm_backward(In x, In weight, In mean_rstd, In dy, bool accumulate, Out dx,
+                                   Out dweight, Out dbias) = 0;
+  // y[t] = e^x[t] / sum e^x[t] over each row, from the differences to its largest.  x, y [T,C], may
+  // be one tensor.
+  virtual void softmax(In x, Out y) = 0;
   // h = act(g) * u, all [T,F].
   virtual void gate(In g, In u, Activation activation, Out h) = 0;
   // dg = dh u act'(g); du = dh act(g). dg may be g, and du may be u.
   virtual void gate_backward(In g, In u, In dh, Activation activation, Out dg, Out du) = 0;
   virtual void add(In a, In b, Out y) = 0;    // y may be a or b
-  virtual void fill(float value, Out y) = 0;  // f32
+  virtual void fill(float value, Out y) = 0;  // f32 or an activation
   virtual void cast(In x, Out y) = 0;         // between f32, bf16 and f16, nearest even
   virtual void dropout(In x, const DropoutArgs& args,
                        Out y) = 0;  // y may be x; also its own gradient
   // y[t] = table[ids[t]];  ids i32 [T], table [V,C] of any weight dtype, y [T,C].
   virtual void gather_rows(In table, In ids, Out y) = 0;
-  // table[ids[t]] += x[t]: f32, the sum in order of t.
+  // table[ids[t]] += x[t], the sum in order of t: f32, or both activations.
   virtual void scatter_add_rows(In x, In ids, Out table) = 0;
 
   // ---- loss and optimiser

@@ -51,8 +51,8 @@ enum class RopeDirection : int8_t { forward = 1, inverse = -1 };
 // Numbers that change from step to step are tensors, so that a recorded step (see Recorder) reads
 // the new ones when it is replayed.
 
-// Element i is kept if Random(seed, words 0 and 1 of Random(seed, stream).block(step)).uniform(i)
-// >= probability, and then scaled by 1 / (1 - probability).
+// Element i is kept if Random(seed, mask_stream(seed, stream, step)).uniform(i) >= probability, and
+// then scaled by 1 / (1 - probability).
 struct DropoutArgs {
   float probability = 0.0F;  // in [0, 1); 0: none
   uint64_t seed = 0;

@@ -32,18 +32,49 @@ void check_prompt(const ModelConfig& config, std::span<const int32_t> prompt, in
         max_tokens, config.max_positions);
 }
 
-// Runs the ids through the model after those that the cache holds; the logits [V] of the last one.
-Tensor next_logits(Decoder& decoder, std::span<const int32_t> ids, KvCache& cache) {
-  Tensor hidden;
-  while (!ids.empty()) {
-    const auto chunk = ids.first(std::min(ids.size(), kPromptChunk));
-    const TokenBatch batch = make_next_batch(decoder.backend(), chunk, cache.length());
-    hidden = decoder.hidden(nullptr, batch, {}, &cache).value;
-    ids = ids.subspan(chunk.size());
+// One sequence on its way through the model. The logits [V] that a call returns are overwritten by
+// the next.
+class Sequence {
+ public:
+  Sequence(Decoder& decoder, int64_t capacity)
+      : decoder_(decoder),
+        backend_(decoder.backend()),
+        cache_(decoder.make_cache(capacity)),
+        token_(allocate_token_batch(backend_, 1, 1)),
+        logits_(backend_.allocate({1, decoder.config().vocab_size}, DType::f32)),
+        recorder_(backend_.make_recorder()) {}
+
+  Tensor read(std::span<const int32_t> prompt) {
+    Tensor hidden;
+    while (!prompt.empty()) {
+      const auto chunk = prompt.first(std::min(prompt.size(), kPromptChunk));
+      const TokenBatch batch = make_next_batch(backend_, chunk, cache_.length());
+      hidden = decoder_.hidden(nullptr, batch, {}, &cache_).value;
+      prompt = prompt.subspan(chunk.size());
+    }
+    decoder_.write_logits(hidden.slice(hidden.dim(0) - 1, 1), logits_);
+    return logits_.reshaped({logits_.elements()});
   }
-  const Tensor logits = decoder.logits(hidden.slice(hidden.dim(0) - 1, 1));
-  return logits.reshaped({logits.elements()});
-}
+
+  // All tokens after the prompt are the same work: only the id, its position and the length of the
+  // cache differ, and those lie in tensors.
+  Tensor read_one(int32_t id) {
+    set_next_token(backend_, id, cache_.length(), token_);
+    decoder_.begin(token_, &cache_);
+    recorder_->run(0, [&] {
+      decoder_.write_logits(decoder_.run(nullptr, token_, {}, &cache_).value, logits_);
+    });
+    return logits_.reshaped({logits_.elements()});
+  }
+
+ private:
+  Decoder& decoder_;
+  Backend& backend_;
+  KvCache cache_;
+  TokenBatch token_;
+  Tensor logits_;
+  std::unique_ptr<Recorder> recorder_;
+};
 
 // Passes text on up to the first stop text, holding back what may become one.
 class StopFilter {
@@ -110,12 +141,12 @@ Generation generate(Decoder& decoder, std::span<const int32_t> prompt,
   stop_ids.insert(stop_ids.end(), options.stop_ids.begin(), options.stop_ids.end());
   Sampler sampler(decoder.backend(), options.sampling);
   sampler.see(prompt);
-  KvCache cache = decoder.make_cache(static_cast<int64_t>(prompt.size()) + options.max_tokens);
+  Sequence sequence(decoder, static_cast<int64_t>(prompt.size()) + options.max_tokens);
 
   Generation result;
   result.prompt_tokens = static_cast<int64_t>(prompt.size());
   Clock::time_point start = Clock::now();
-  int32_t id = sampler.next(next_logits(decoder, prompt, cache));
+  int32_t id = sampler.next(sequence.read(prompt));
   result.prompt_seconds = seconds_since(start);
   start = Clock::now();
   while (true) {
@@ -131,7 +162,7 @@ Generation generate(Decoder& decoder, std::span<const int32_t> prompt,
     if (static_cast<int64_t>(result.ids.size()) == options.max_tokens) {
       break;
     }
-    id = sampler.next(next_logits(decoder, std::span(&id, 1), cache));
+    id = sampler.next(sequence.read_one(id));
   }
   result.decode_seconds = seconds_since(start);
   return result;

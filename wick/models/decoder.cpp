@@ -3,14 +3,15 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 #include <utility>
 
 #include "wick/base/error.h"
 #include "wick/base/random.h"
 #include "wick/io/weight_source.h"
 #include "wick/models/rope_table.h"
+#include "wick/ops/activation.h"
 #include "wick/ops/embedding.h"
-#include "wick/ops/loss.h"
 #include "wick/ops/norm.h"
 
 namespace wick {
@@ -76,6 +77,7 @@ Decoder::Decoder(Backend& backend, ModelConfig config, const Load& load)
   embedding_ = {
       "model.embed_tokens.weight",
       load("model.embed_tokens.weight", {c.vocab_size, c.hidden_size}, WeightKind::matrix)};
+  activation_type_ = backend.activation_type(embedding_.value.dtype());
   for (int64_t i = 0; i < c.num_layers; ++i) {
     const std::string layer = fmt::format("model.layers.{}.", i);
     const std::string attention = layer + "self_attn.";
@@ -111,14 +113,19 @@ Decoder::Decoder(Backend& backend, ModelConfig config, const Load& load)
 
 Var Decoder::hidden(Tape* tape, const TokenBatch& batch, const StepContext& context,
                     KvCache* cache) {
+  check(cache == nullptr || tape == nullptr,
+        "decoder: a KV cache is for inference, without a tape");
+  begin(batch, cache);
+  return run(tape, batch, context, cache);
+}
+
+void Decoder::begin(const TokenBatch& batch, KvCache* cache) {
   check(batch.largest_id < config_.vocab_size,
         "decoder: token id {} is outside the vocabulary of {}", batch.largest_id,
         config_.vocab_size);
   check(batch.end_position <= config_.max_positions,
         "decoder: a sequence of {} tokens is longer than the model's context of {}",
         batch.end_position, config_.max_positions);
-  check(cache == nullptr || tape == nullptr,
-        "decoder: a KV cache is for inference, without a tape");
   check(batch.past == (cache == nullptr ? 0 : cache->length()),
         "decoder: the batch continues after {} tokens, the cache holds {}", batch.past,
         cache == nullptr ? 0 : cache->length());
@@ -127,66 +134,105 @@ Var Decoder::hidden(Tape* tape, const TokenBatch& batch, const StepContext& cont
           batch.spans.dim(0));
     cache->advance(batch.tokens());
   }
-  grow_rope_table(batch.end_position);
+  reserve_positions(batch.end_position);
+}
+
+Var Decoder::run(Tape* tape, const TokenBatch& batch, const StepContext& context,
+                 KvCache* cache) const {
   const BlockInputs inputs{batch.positions, batch.spans, rope_table_};
-  Var x = embedding(backend_, tape, embedding_, batch.ids);
+  Stream stream{embedding(backend_, tape, embedding_, batch.ids, activation_type_), {}};
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const DecoderBlock& block = blocks_[i];
     const BlockShape& shape = shapes_[i];
     if (checkpointing_ && tape != nullptr) {
-      x = checkpoint(
-          backend_, tape, x, block.trainable(),
-          [&backend = backend_, &block, &shape, inputs, context](Tape* inner, const Var& input) {
-            return block.forward(backend, inner, input, shape, inputs, context, nullptr);
-          });
+      const auto whole = [&backend = backend_, &block, &shape, inputs, context](Tape* inner,
+                                                                                const Var& input) {
+        Stream out = block.forward(backend, inner, {input, {}}, shape, inputs, context, nullptr);
+        return add(backend, inner, out.x, std::move(out.change));
+      };
+      stream.x = checkpoint(backend_, tape, stream.x, block.trainable(), whole);
     } else {
-      x = block.forward(backend_, tape, x, shape, inputs, context,
-                        cache == nullptr ? nullptr : &cache->layer(static_cast<int64_t>(i)));
+      stream = block.forward(backend_, tape, std::move(stream), shape, inputs, context,
+                             cache == nullptr ? nullptr : &cache->layer(static_cast<int64_t>(i)));
     }
   }
-  return rms_norm(backend_, tape, x, final_norm_, config_.rms_norm_eps);
+  return norm_of(backend_, tape, std::move(stream), final_norm_, config_.rms_norm_eps).normed;
 }
 
 Tensor Decoder::logits(const Tensor& hidden_rows) const {
-  return head_.forward(backend_, nullptr, Var{hidden_rows}, {}).value;
+  const Tensor logits = backend_.allocate({hidden_rows.rows(), config_.vocab_size}, DType::f32);
+  write_logits(hidden_rows, logits);
+  return logits;
 }
 
-double Decoder::loss(Tape* tape, const Var& hidden, const LossTargets& targets,
-                     float gradient_scale, const StepContext& context) const {
+void Decoder::write_logits(const Tensor& hidden_rows, const Tensor& logits) const {
+  LinearTerm term{.weight = head_.weight.value, .y = logits};
+  LoraFactors factors;
+  if (head_.lora) {
+    factors = {head_.lora->a.value, head_.lora->b.value, head_.lora->scaling};
+    term.adapters = {&factors, 1};
+    term.s = backend_.allocate({hidden_rows.rows(), head_.lora->rank()}, hidden_rows.dtype());
+  }
+  backend_.linears(hidden_rows, {&term, 1});
+}
+
+void Decoder::check_targets(const LossTargets& targets, int64_t batch_rows) const {
   check(targets.rows.size() == targets.ids.size(), "loss: {} rows but {} targets",
         targets.rows.size(), targets.ids.size());
-  if (targets.rows.empty()) {
-    return 0.0;
-  }
   const auto outside = [](std::span<const int32_t> values, int64_t bound) {
     return std::find_if(values.begin(), values.end(),
                         [bound](int32_t value) { return value < 0 || value >= bound; });
   };
-  const auto row = outside(targets.rows, hidden.value.rows());
+  const auto row = outside(targets.rows, batch_rows);
   check(row == targets.rows.end(), "loss: row {} is outside the batch of {}",
-        row == targets.rows.end() ? 0 : *row, hidden.value.rows());
+        row == targets.rows.end() ? 0 : *row, batch_rows);
   const auto id = outside(targets.ids, config_.vocab_size);
   check(id == targets.ids.end(), "loss: target id {} is outside the vocabulary of {}",
         id == targets.ids.end() ? 0 : *id, config_.vocab_size);
+}
 
+double Decoder::loss(Tape* tape, const Var& hidden, const LossTargets& targets,
+                     float gradient_scale, const StepContext& context) const {
+  check_targets(targets, hidden.value.rows());
+  if (targets.rows.empty()) {
+    return 0.0;
+  }
   const Shape count{static_cast<int64_t>(targets.rows.size())};
   const LossRows rows{upload_ids(backend_, targets.rows, count),
                       upload_ids(backend_, targets.ids, count)};
-  const HeadLossOptions options{.vocab_size = config_.vocab_size, .gradient_scale = gradient_scale};
+  const Tensor scale = backend_.allocate({1}, DType::f32);
+  backend_.upload(std::as_bytes(std::span(&gradient_scale, 1)), scale);
+  const Tensor losses = backend_.allocate(count, DType::f32);
+  write_losses(tape, hidden, rows, scale, context, losses);
+  std::vector<float> host(targets.rows.size());
+  backend_.download(losses, std::as_writable_bytes(std::span(host)));
+  return std::accumulate(host.begin(), host.end(), 0.0);
+}
+
+void Decoder::write_losses(Tape* tape, const Var& hidden, const LossRows& targets,
+                           const Tensor& gradient_scale, const StepContext& context,
+                           const Tensor& losses) const {
+  HeadLossOptions options{.vocab_size = config_.vocab_size, .gradient_scale = gradient_scale};
+  if (activation_type_ == DType::bf16) {  // a GPU: wider products, and memory to spare
+    options.chunk_bytes = 320 << 20;
+    options.most_rows = 2048;
+  }
   // A dropout mask is counted from the first element of its input, so each chunk has its own seed.
   StepContext chunk = context;
   uint64_t chunks = 0;
-  return head_loss(backend_, tape, hidden, rows, options, [&](Tape* chunk_tape, const Var& x) {
+  const auto head = [&](Tape* chunk_tape, const Var& x) {
     chunk.seed = context.seed ^ (chunks++ << 40);
     return head_.forward(backend_, chunk_tape, x, chunk);
-  });
+  };
+  head_loss(backend_, tape, hidden, targets, options, head, losses);
 }
 
 KvCache Decoder::make_cache(int64_t capacity) const {
   check(capacity <= config_.max_positions,
         "decoder: a cache of {} tokens is longer than the model's context of {}", capacity,
         config_.max_positions);
-  return KvCache(backend_, config_.num_layers, capacity, config_.num_kv_heads, config_.head_dim);
+  return KvCache(backend_, {config_.num_layers, capacity, config_.num_kv_heads, config_.head_dim},
+                 activation_type_);
 }
 
 std::vector<LinearLayer*> Decoder::linears() {
@@ -246,13 +292,14 @@ bool Decoder::tied() const {
   return head_.weight.value.address() == embedding_.value.address();
 }
 
-void Decoder::grow_rope_table(int64_t positions) {
+void Decoder::reserve_positions(int64_t positions) {
   if (rope_table_ && rope_table_.dim(0) >= positions) {
     return;
   }
   const auto rounded = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(positions)));
   const int64_t size = std::min(std::max<int64_t>(rounded, 256), config_.max_positions);
   const std::vector<float> host = rope_table(config_, size);
+  retired_tables_.push_back(rope_table_);
   rope_table_ = backend_.allocate({size, config_.head_dim}, DType::f32);
   backend_.upload(std::as_bytes(std::span(host)), rope_table_);
 }

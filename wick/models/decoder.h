@@ -26,6 +26,7 @@
 #include "wick/nn/decoder_block.h"
 #include "wick/nn/kv_cache.h"
 #include "wick/nn/linear_layer.h"
+#include "wick/ops/loss.h"
 
 namespace wick {
 
@@ -63,12 +64,23 @@ class Decoder {
   // continues its sequence.
   Var hidden(Tape* tape, const TokenBatch& batch, const StepContext& context,
              KvCache* cache = nullptr);
+  // The two halves of `hidden`, for work that a Recorder replays: what the host must check and
+  // count for each batch, and the kernels alone.
+  void begin(const TokenBatch& batch, KvCache* cache);
+  Var run(Tape* tape, const TokenBatch& batch, const StepContext& context, KvCache* cache) const;
   // Rows of hidden states [n, C] to f32 [n, V].
   Tensor logits(const Tensor& hidden_rows) const;
+  void write_logits(const Tensor& hidden_rows, const Tensor& logits) const;
   // The sum of the target rows' losses. With a tape, gradient_scale times the gradient of that sum
   // goes into the tape (of `hidden`) and into the head's parameters; without one, none is computed.
   double loss(Tape* tape, const Var& hidden, const LossTargets& targets, float gradient_scale,
               const StepContext& context) const;
+  // The same in two halves, for a Recorder: the check, and the kernels alone, which write the loss
+  // of each row.
+  void check_targets(const LossTargets& targets, int64_t batch_rows) const;
+  void write_losses(Tape* tape, const Var& hidden, const LossRows& targets,
+                    const Tensor& gradient_scale, const StepContext& context,
+                    const Tensor& losses) const;
 
   KvCache make_cache(int64_t capacity) const;
   // Keeps only each block's input for backward and runs the block again then.
@@ -83,13 +95,14 @@ class Decoder {
   // The head shares its weight with the embedding: false as well once either has been replaced.
   bool tied() const;
   const ModelConfig& config() const { return config_; }
+  DType activation_type() const { return activation_type_; }
   Backend& backend() const { return backend_; }
 
  private:
   enum class WeightKind : uint8_t { matrix, norm, bias };
   using Load = std::function<Tensor(const std::string& name, const Shape& shape, WeightKind kind)>;
   Decoder(Backend& backend, ModelConfig config, const Load& load);
-  void grow_rope_table(int64_t positions);
+  void reserve_positions(int64_t positions);
 
   Backend& backend_;
   ModelConfig config_;
@@ -98,7 +111,9 @@ class Decoder {
   std::vector<BlockShape> shapes_;  // of the blocks
   Parameter final_norm_;
   LinearLayer head_;
-  Tensor rope_table_;  // f32 [P, D], grown on demand
+  Tensor rope_table_;                   // f32 [P, D], grown on demand
+  std::vector<Tensor> retired_tables_;  // shorter ones, which recorded work may still read
+  DType activation_type_ = DType::f32;
   bool checkpointing_ = false;
 };
 

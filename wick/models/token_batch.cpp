@@ -14,46 +14,94 @@ Tensor upload_ids(Backend& backend, std::span<const int32_t> values, const Shape
   return tensor;
 }
 
-TokenBatch make_token_batch(Backend& backend, std::span<const std::vector<int32_t>> sequences) {
+HostBatch lay_out(std::span<const std::vector<int32_t>> sequences) {
   check(!sequences.empty(), "batch: there is no sequence");
-  TokenBatch batch;
-  std::vector<int32_t> ids;
-  std::vector<int32_t> positions;
-  std::vector<int32_t> spans;
+  HostBatch batch;
   for (const std::vector<int32_t>& sequence : sequences) {
-    check(!sequence.empty(), "batch: sequence {} is empty", spans.size() / 4);
-    const auto begin = static_cast<int32_t>(ids.size());
+    check(!sequence.empty(), "batch: sequence {} is empty", batch.runs());
+    const auto begin = static_cast<int32_t>(batch.ids.size());
     const auto size = static_cast<int32_t>(sequence.size());
-    ids.insert(ids.end(), sequence.begin(), sequence.end());
-    positions.resize(ids.size());
-    std::iota(positions.begin() + begin, positions.end(), 0);
-    spans.insert(spans.end(), {begin, size, begin, size});
+    batch.ids.insert(batch.ids.end(), sequence.begin(), sequence.end());
+    batch.positions.resize(batch.ids.size());
+    std::iota(batch.positions.begin() + begin, batch.positions.end(), 0);
+    batch.spans.insert(batch.spans.end(), {begin, size, begin, size});
     batch.end_position = std::max<int64_t>(batch.end_position, size);
   }
-  const auto [least, largest] = std::minmax_element(ids.begin(), ids.end());
+  const auto [least, largest] = std::minmax_element(batch.ids.begin(), batch.ids.end());
   check(*least >= 0, "batch: token id {} is negative", *least);
   batch.largest_id = *largest;
-  const auto tokens = static_cast<int64_t>(ids.size());
-  batch.ids = upload_ids(backend, ids, {tokens});
-  batch.positions = upload_ids(backend, positions, {tokens});
-  batch.spans = upload_ids(backend, spans, {static_cast<int64_t>(sequences.size()), 4});
   return batch;
 }
 
-TokenBatch make_next_batch(Backend& backend, std::span<const int32_t> ids, int64_t past) {
+void HostBatch::pad(int64_t tokens, int64_t runs) {
+  const auto begin = static_cast<int32_t>(ids.size());
+  const auto count = static_cast<int32_t>(tokens - this->tokens());
+  if (count > 0) {
+    ids.resize(static_cast<size_t>(tokens), 0);
+    positions.resize(static_cast<size_t>(tokens));
+    std::iota(positions.begin() + begin, positions.end(), 0);
+    spans.insert(spans.end(), {begin, count, begin, count});
+    end_position = std::max<int64_t>(end_position, count);
+  }
+  while (this->runs() < runs) {
+    const auto end = static_cast<int32_t>(tokens);
+    spans.insert(spans.end(), {end, 0, end, 0});
+  }
+}
+
+TokenBatch allocate_token_batch(Backend& backend, int64_t tokens, int64_t runs) {
+  TokenBatch batch;
+  batch.ids = backend.allocate({tokens}, DType::i32);
+  batch.positions = backend.allocate({tokens}, DType::i32);
+  batch.spans = backend.allocate({runs, 4}, DType::i32);
+  return batch;
+}
+
+void upload(Backend& backend, const HostBatch& host, TokenBatch& batch) {
+  backend.upload(std::as_bytes(std::span(host.ids)), batch.ids);
+  backend.upload(std::as_bytes(std::span(host.positions)), batch.positions);
+  backend.upload(std::as_bytes(std::span(host.spans)), batch.spans);
+  batch.end_position = host.end_position;
+  batch.largest_id = host.largest_id;
+}
+
+TokenBatch make_token_batch(Backend& backend, std::span<const std::vector<int32_t>> sequences) {
+  const HostBatch host = lay_out(sequences);
+  TokenBatch batch = allocate_token_batch(backend, host.tokens(), host.runs());
+  upload(backend, host, batch);
+  return batch;
+}
+
+namespace {
+
+// Tokens that follow `past` others of their sequence.
+HostBatch lay_out_next(std::span<const int32_t> ids, int64_t past) {
   check(!ids.empty(), "batch: there is no token");
-  const auto tokens = static_cast<int64_t>(ids.size());
+  HostBatch batch;
+  batch.ids.assign(ids.begin(), ids.end());
   const auto [least, largest] = std::minmax_element(ids.begin(), ids.end());
   check(*least >= 0, "batch: token id {} is negative", *least);
-  std::vector<int32_t> positions(ids.size());
-  std::iota(positions.begin(), positions.end(), static_cast<int32_t>(past));
-  const int32_t span[] = {0, static_cast<int32_t>(tokens), 0, static_cast<int32_t>(past + tokens)};
-  return {.ids = upload_ids(backend, ids, {tokens}),
-          .positions = upload_ids(backend, positions, {tokens}),
-          .spans = upload_ids(backend, span, {1, 4}),
-          .past = past,
-          .end_position = past + tokens,
-          .largest_id = *largest};
+  batch.largest_id = *largest;
+  batch.positions.resize(ids.size());
+  std::iota(batch.positions.begin(), batch.positions.end(), static_cast<int32_t>(past));
+  batch.end_position = past + batch.tokens();
+  batch.spans = {0, static_cast<int32_t>(ids.size()), 0, static_cast<int32_t>(batch.end_position)};
+  return batch;
+}
+
+}  // namespace
+
+TokenBatch make_next_batch(Backend& backend, std::span<const int32_t> ids, int64_t past) {
+  const HostBatch host = lay_out_next(ids, past);
+  TokenBatch batch = allocate_token_batch(backend, host.tokens(), 1);
+  upload(backend, host, batch);
+  batch.past = past;
+  return batch;
+}
+
+void set_next_token(Backend& backend, int32_t id, int64_t past, TokenBatch& batch) {
+  upload(backend, lay_out_next(std::span(&id, 1), past), batch);
+  batch.past = past;
 }
 
 }  // namespace wick

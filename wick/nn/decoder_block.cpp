@@ -2,6 +2,7 @@
 #include "wick/nn/decoder_block.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "wick/ops/activation.h"
@@ -24,14 +25,18 @@ class Run {
         context_(context),
         cache_(cache) {}
 
-  // o_proj(attention(..)), [T, C].
-  Var attend(const Var& x) const {
-    Heads heads = project(x);
+  // o_proj(attention(..)) of the normed input, [T, C].
+  Var attend(const Var& n) const {
+    Heads heads = project(n);
     if (cache_ != nullptr) {
-      backend_.kv_append(heads.k.value, inputs_.positions, cache_->k);
-      backend_.kv_append(heads.v.value, inputs_.positions, cache_->v);
+      backend_.rope_append(inputs_.positions, inputs_.rope_table, heads.q.value, heads.k.value,
+                           heads.v.value, cache_->k, cache_->v);
       heads.k = Var{cache_->k};
       heads.v = Var{cache_->v};
+    } else {
+      const RopeInputs rotation{inputs_.positions, inputs_.rope_table};
+      heads.q = rope(backend_, tape_, std::move(heads.q), rotation);
+      heads.k = rope(backend_, tape_, std::move(heads.k), rotation);
     }
     const AttentionArgs args{
         .causal = true,
@@ -43,35 +48,32 @@ class Run {
   }
 
   // down_proj(act(gate_proj(n)) * up_proj(n)), [T, C].
-  Var feed_forward(const Var& x) const { return linear(block_.down_proj, gated(x)); }
+  Var feed_forward(const Var& n) const { return linear(block_.down_proj, gated(n)); }
 
  private:
   struct Heads {
     Var q, k, v;
   };
 
-  Heads project(const Var& x) const {
-    const Var n = rms_norm(backend_, tape_, x, block_.input_norm, shape_.norm_eps);
-    Var q = split(linear(block_.q_proj, n), shape_.num_heads);
-    Var k = split(linear(block_.k_proj, n), shape_.num_kv_heads);
-    Var v = split(linear(block_.v_proj, n), shape_.num_kv_heads);
+  Heads project(const Var& n) const {
+    const std::array layers = {&block_.q_proj, &block_.k_proj, &block_.v_proj};
+    const std::vector<Var> all = forward_group(backend_, tape_, n, layers, context_);
+    Var q = split(all[0], shape_.num_heads);
+    Var k = split(all[1], shape_.num_kv_heads);
+    Var v = split(all[2], shape_.num_kv_heads);
     if (block_.q_norm) {
       q = rms_norm(backend_, tape_, q, *block_.q_norm, shape_.norm_eps);
     }
     if (block_.k_norm) {
       k = rms_norm(backend_, tape_, k, *block_.k_norm, shape_.norm_eps);
     }
-    const RopeInputs rotation{inputs_.positions, inputs_.rope_table};
-    q = rope(backend_, tape_, std::move(q), rotation);
-    k = rope(backend_, tape_, std::move(k), rotation);
     return {std::move(q), std::move(k), std::move(v)};
   }
 
-  Var gated(const Var& x) const {
-    const Var n = rms_norm(backend_, tape_, x, block_.post_norm, shape_.norm_eps);
-    const Var g = linear(block_.gate_proj, n);
-    const Var u = linear(block_.up_proj, n);
-    return gate(backend_, tape_, g, u, shape_.activation);
+  Var gated(const Var& n) const {
+    const std::array layers = {&block_.gate_proj, &block_.up_proj};
+    const std::vector<Var> both = forward_group(backend_, tape_, n, layers, context_);
+    return gate(backend_, tape_, both[0], both[1], shape_.activation);
   }
 
   Var linear(const LinearLayer& layer, const Var& x) const {
@@ -93,12 +95,24 @@ class Run {
 
 }  // namespace
 
-Var DecoderBlock::forward(Backend& backend, Tape* tape, const Var& x, const BlockShape& shape,
-                          const BlockInputs& inputs, const StepContext& context,
-                          const KvCache::Layer* cache) const {
+SumAndNorm norm_of(Backend& backend, Tape* tape, Stream stream, const Parameter& weight,
+                   float eps) {
+  if (stream.change.value) {
+    return add_rms_norm(backend, tape, stream.x, std::move(stream.change), weight, eps);
+  }
+  const Var normed = rms_norm(backend, tape, stream.x, weight, eps);
+  return {std::move(stream.x), normed};
+}
+
+Stream DecoderBlock::forward(Backend& backend, Tape* tape, Stream stream, const BlockShape& shape,
+                             const BlockInputs& inputs, const StepContext& context,
+                             const KvCache::Layer* cache) const {
   const Run run(backend, tape, *this, shape, inputs, context, cache);
-  const Var middle = add(backend, tape, x, run.attend(x));
-  return add(backend, tape, middle, run.feed_forward(middle));
+  SumAndNorm first = norm_of(backend, tape, std::move(stream), input_norm, shape.norm_eps);
+  Stream middle{std::move(first.sum), run.attend(first.normed)};
+  first.normed = Var();
+  SumAndNorm second = norm_of(backend, tape, std::move(middle), post_norm, shape.norm_eps);
+  return {std::move(second.sum), run.feed_forward(second.normed)};
 }
 
 std::vector<LinearLayer*> DecoderBlock::linears() {

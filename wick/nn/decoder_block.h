@@ -9,6 +9,7 @@
 
 #include "wick/nn/kv_cache.h"
 #include "wick/nn/linear_layer.h"
+#include "wick/ops/norm.h"
 
 namespace wick {
 
@@ -28,6 +29,13 @@ struct BlockInputs {
   Tensor rope_table;  // f32 [P, D]
 };
 
+// The residual stream between blocks: x + change, whose sum the next norm forms. An empty change
+// stands for none.
+struct Stream {
+  Var x;
+  Var change;
+};
+
 struct DecoderBlock {
   Parameter input_norm;
   LinearLayer q_proj, k_proj, v_proj, o_proj;
@@ -35,15 +43,18 @@ struct DecoderBlock {
   Parameter post_norm;
   LinearLayer gate_proj, up_proj, down_proj;
 
-  // x [T, C] to [T, C]. With a cache the keys and values of the tokens are appended at their
+  // [T, C] to [T, C]. With a cache the keys and values of the tokens are appended at their
   // positions, and attention reads the cache.
-  Var forward(Backend& backend, Tape* tape, const Var& x, const BlockShape& shape,
-              const BlockInputs& inputs, const StepContext& context,
-              const KvCache::Layer* cache) const;
+  Stream forward(Backend& backend, Tape* tape, Stream stream, const BlockShape& shape,
+                 const BlockInputs& inputs, const StepContext& context,
+                 const KvCache::Layer* cache) const;
 
   std::vector<LinearLayer*> linears();
   std::vector<Parameter*> parameters();
   bool trainable() const;
 };
+
+// The sum of the stream, and its norm.
+SumAndNorm norm_of(Backend& backend, Tape* tape, Stream stream, const Parameter& weight, float eps);
 
 }  // namespace wick

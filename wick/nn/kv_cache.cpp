@@ -5,14 +5,12 @@
 
 namespace wick {
 
-KvCache::KvCache(Backend& backend, int64_t layers, int64_t capacity, int64_t kv_heads,
-                 int64_t head_dim)
-    : capacity_(capacity) {
-  check(capacity > 0, "KV cache: the capacity must be positive, not {}", capacity);
-  layers_.reserve(static_cast<size_t>(layers));
-  for (int64_t i = 0; i < layers; ++i) {
-    const Shape shape{capacity, kv_heads, head_dim};
-    layers_.push_back({backend.allocate(shape, DType::f32), backend.allocate(shape, DType::f32)});
+KvCache::KvCache(Backend& backend, const Sizes& sizes, DType dtype) : capacity_(sizes.capacity) {
+  check(capacity_ > 0, "KV cache: the capacity must be positive, not {}", capacity_);
+  layers_.reserve(static_cast<size_t>(sizes.layers));
+  for (int64_t i = 0; i < sizes.layers; ++i) {
+    const Shape shape{capacity_, sizes.kv_heads, sizes.head_dim};
+    layers_.push_back({backend.allocate(shape, dtype), backend.allocate(shape, dtype)});
   }
 }
 

@@ -14,11 +14,14 @@ namespace wick {
 class KvCache {
  public:
   struct Layer {
-    Tensor k;  // [capacity, G, D], f32
+    Tensor k;  // [capacity, G, D]
     Tensor v;
   };
 
-  KvCache(Backend& backend, int64_t layers, int64_t capacity, int64_t kv_heads, int64_t head_dim);
+  struct Sizes {
+    int64_t layers, capacity, kv_heads, head_dim;
+  };
+  KvCache(Backend& backend, const Sizes& sizes, DType dtype);
 
   int64_t length() const { return length_; }
   int64_t capacity() const { return capacity_; }

@@ -1,8 +1,7 @@
-// Chooses the op, and draws the dropout's stream for this layer and step.
+// Hands a layer's weights to the op, with the dropout of this layer and step.
 #include "wick/nn/linear_layer.h"
 
-#include "wick/base/random.h"
-#include "wick/ops/linear.h"
+#include "wick/base/error.h"
 #include "wick/ops/lora_linear.h"
 
 namespace wick {
@@ -12,10 +11,11 @@ DropoutArgs dropout_of(const LoraSlot& lora, const StepContext& context) {
   if (!context.training || lora.dropout == 0.0F) {
     return {};
   }
-  const auto words = Random(context.seed, lora.stream).block(static_cast<uint64_t>(context.step));
+  check(static_cast<bool>(context.step), "dropout: the number of the step is missing");
   return {.probability = lora.dropout,
           .seed = context.seed,
-          .stream = static_cast<uint64_t>(words[0]) | static_cast<uint64_t>(words[1]) << 32};
+          .stream = lora.stream,
+          .step = context.step};
 }
 
 }  // namespace
@@ -27,12 +27,23 @@ bool LinearLayer::trainable() const {
 
 Var LinearLayer::forward(Backend& backend, Tape* tape, const Var& x,
                          const StepContext& context) const {
-  const Parameter* b = bias ? &*bias : nullptr;
-  if (!lora) {
-    return linear(backend, tape, x, weight, b);
+  const LinearLayer* const self = this;
+  return forward_group(backend, tape, x, {&self, 1}, context).front();
+}
+
+std::vector<Var> forward_group(Backend& backend, Tape* tape, const Var& x,
+                               std::span<const LinearLayer* const> layers,
+                               const StepContext& context) {
+  std::vector<LinearInputs> inputs;
+  for (const LinearLayer* layer : layers) {
+    LinearInputs& input = inputs.emplace_back(&layer->weight);
+    input.bias = layer->bias ? &*layer->bias : nullptr;
+    if (layer->lora) {
+      const LoraSlot& lora = *layer->lora;
+      input.lora.emplace(lora.a, lora.b, lora.scaling, dropout_of(lora, context));
+    }
   }
-  const LoraTerm term{lora->a, lora->b, lora->scaling, dropout_of(*lora, context)};
-  return lora_linear(backend, tape, x, weight, b, term);
+  return linear_group(backend, tape, x, inputs);
 }
 
 }  // namespace wick

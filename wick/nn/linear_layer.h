@@ -6,7 +6,9 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "wick/autograd/tape.h"
 
@@ -17,7 +19,7 @@ namespace wick {
 struct StepContext {
   bool training = false;  // dropout is on
   uint64_t seed = 0;
-  int64_t step = 0;
+  Tensor step;  // i32 [1]; may be empty where there is no dropout
 };
 
 struct LoraSlot {
@@ -43,5 +45,10 @@ struct LinearLayer {
   // x [T, in] to [T, out].
   Var forward(Backend& backend, Tape* tape, const Var& x, const StepContext& context) const;
 };
+
+// Several layers that read the same x: one output a layer.
+std::vector<Var> forward_group(Backend& backend, Tape* tape, const Var& x,
+                               std::span<const LinearLayer* const> layers,
+                               const StepContext& context);
 
 }  // namespace wick

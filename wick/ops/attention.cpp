@@ -18,7 +18,7 @@ Var rope(Backend& backend, Tape* tape, Var x, const RopeInputs& inputs) {
   x.value = Tensor();
   if (!y.sole_owner()) {
     const Tensor source = y;
-    y = backend.allocate(source.shape(), DType::f32);
+    y = backend.allocate(source.shape(), source.dtype());
     backend.rope(source, positions, table, RopeDirection::forward, y);
   } else {
     backend.rope(y, positions, table, RopeDirection::forward, y);
@@ -29,7 +29,7 @@ Var rope(Backend& backend, Tape* tape, Var x, const RopeInputs& inputs) {
   return tape->record(
       std::move(y), [&backend, tape, to = x.without_value(), positions, table](Tensor gradient) {
         const Tensor dx =
-            gradient.sole_owner() ? gradient : backend.allocate(gradient.shape(), DType::f32);
+            gradient.sole_owner() ? gradient : backend.allocate(gradient.shape(), gradient.dtype());
         backend.rope(gradient, positions, table, RopeDirection::inverse, dx);
         gradient = Tensor();
         tape->give(to, dx);
@@ -46,7 +46,7 @@ Var attention(Backend& backend, Tape* tape, const Var& q, const Var& k, const Va
         v.value.shape().to_string(), ks.to_string());
   check(spans.shape().rank() == 2 && spans.columns() == 4,
         "attention: spans must be [S, 4], not {}", spans.shape().to_string());
-  Tensor o = backend.allocate(qs, DType::f32);
+  Tensor o = backend.allocate(qs, q.value.dtype());
   if (!q.needs_gradient() && !k.needs_gradient() && !v.needs_gradient()) {
     backend.attention(q.value, k.value, v.value, spans, args, o, Tensor());
     return {std::move(o)};
@@ -56,9 +56,9 @@ Var attention(Backend& backend, Tape* tape, const Var& q, const Var& k, const Va
   return tape->record(o, [&backend, tape, to_q = q.without_value(), to_k = k.without_value(),
                           to_v = v.without_value(), q = q.keep(), k = k.keep(), v = v.keep(), o,
                           lse = std::move(lse), spans, args](const Tensor& d_o) {
-    Tensor dq = backend.allocate(q.get().shape(), DType::f32);
-    Tensor dk = backend.allocate(k.get().shape(), DType::f32);
-    Tensor dv = backend.allocate(v.get().shape(), DType::f32);
+    Tensor dq = backend.allocate(q.get().shape(), d_o.dtype());
+    Tensor dk = backend.allocate(k.get().shape(), d_o.dtype());
+    Tensor dv = backend.allocate(v.get().shape(), d_o.dtype());
     backend.attention_backward(q.get(), k.get(), v.get(), o, lse, d_o, spans, args, dq, dk, dv);
     tape->give(to_q, std::move(dq));
     tape->give(to_k, std::move(dk));

@@ -5,11 +5,12 @@
 
 namespace wick {
 
-Var embedding(Backend& backend, Tape* tape, const Parameter& table, const Tensor& ids) {
+Var embedding(Backend& backend, Tape* tape, const Parameter& table, const Tensor& ids,
+              DType dtype) {
   check(table.value.shape().rank() == 2, "embedding: table {} must have two dimensions, not {}",
         table.name, table.value.shape().to_string());
   check(ids.dtype() == DType::i32, "embedding: ids must be i32, not {}", name_of(ids.dtype()));
-  Tensor y = backend.allocate({ids.elements(), table.value.dim(1)}, DType::f32);
+  Tensor y = backend.allocate({ids.elements(), table.value.dim(1)}, dtype);
   backend.gather_rows(table.value, ids, y);
   if (tape == nullptr || !table.trainable()) {
     return {std::move(y)};

@@ -2,11 +2,11 @@
 #include "wick/ops/linear.h"
 
 #include "wick/base/error.h"
+#include "wick/ops/lora_linear.h"
 
 namespace wick {
 
-Tensor linear_forward(Backend& backend, const Tensor& x, const Parameter& weight,
-                      const Parameter* bias) {
+void check_linear(const Tensor& x, const Parameter& weight, const Parameter* bias) {
   const Shape& w = weight.value.shape();
   check(w.rank() == 2, "linear: weight {} must have two dimensions, not {}", weight.name,
         w.to_string());
@@ -15,9 +15,6 @@ Tensor linear_forward(Backend& backend, const Tensor& x, const Parameter& weight
   check(bias == nullptr || bias->value.elements() == w[0],
         "linear: bias {} has {} values, its layer {} outputs", bias == nullptr ? "" : bias->name,
         bias == nullptr ? 0 : bias->value.elements(), w[0]);
-  Tensor y = backend.allocate({x.rows(), w[0]}, DType::f32);
-  backend.matmul(x, weight.value, {.bias = bias == nullptr ? nullptr : &bias->value}, y);
-  return y;
 }
 
 LinearGradients::LinearGradients(Backend& backend, Tape* tape, const Var& x,
@@ -47,13 +44,7 @@ Tensor LinearGradients::operator()(const Tensor& dy) const {
 
 Var linear(Backend& backend, Tape* tape, const Var& x, const Parameter& weight,
            const Parameter* bias) {
-  Tensor y = linear_forward(backend, x.value, weight, bias);
-  const bool trainable = weight.trainable() || (bias != nullptr && bias->trainable());
-  if (tape == nullptr || !(trainable || x.needs_gradient())) {
-    return {std::move(y)};
-  }
-  return tape->record(std::move(y), [gradients = LinearGradients(backend, tape, x, weight, bias)](
-                                        const Tensor& dy) { gradients(dy); });
+  return linear_group(backend, tape, x, {{{&weight, bias}}}).front();
 }
 
 }  // namespace wick

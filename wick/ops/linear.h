@@ -5,14 +5,15 @@
 
 namespace wick {
 
-// x [T, in] f32; weight [out, in] of any weight dtype; bias [out] or null. Returns [T, out] f32.
+// x [T, in]; weight [out, in] of any weight dtype; bias [out] or null. Returns [T, out] of x's
+// dtype.
 Var linear(Backend& backend, Tape* tape, const Var& x, const Parameter& weight,
            const Parameter* bias = nullptr);
 
-// The parts that lora_linear shares: the checked product, and the gradients of one linear layer.
-Tensor linear_forward(Backend& backend, const Tensor& x, const Parameter& weight,
-                      const Parameter* bias);
+// Throws Error where the shapes do not fit.
+void check_linear(const Tensor& x, const Parameter& weight, const Parameter* bias);
 
+// The gradients of one linear layer, which lora_linear shares.
 class LinearGradients {
  public:
   LinearGradients(Backend& backend, Tape* tape, const Var& x, const Parameter& weight,

@@ -1,4 +1,4 @@
-// The base product, then the adapter on top of it.
+// All products of one input in one call forward; backward a layer at a time.
 #include "wick/ops/lora_linear.h"
 
 #include "wick/base/error.h"
@@ -18,6 +18,10 @@ void check_adapter(const Parameter& weight, const LoraTerm& lora) {
         w.to_string());
 }
 
+LoraFactors factors_of(const LoraTerm& lora) {
+  return {lora.a.value, lora.b.value, lora.scaling};
+}
+
 class LoraGradients {
  public:
   LoraGradients(Backend& backend, const Var& x, Tensor s, const LoraTerm& lora,
@@ -25,7 +29,7 @@ class LoraGradients {
       : backend_(backend),
         input_(x.keep()),
         s_(std::move(s)),
-        factors_{lora.a.value, lora.b.value, lora.scaling},
+        factors_(factors_of(lora)),
         da_(lora.a.grad),
         db_(lora.b.grad),
         dropout_(lora.dropout),
@@ -33,18 +37,19 @@ class LoraGradients {
 
   void operator()(const Tensor& dy) const {
     const Tensor dx = base_(dy);
-    const Tensor ds = backend_.allocate(s_.shape(), DType::f32);
+    const Tensor ds = backend_.allocate(s_.shape(), s_.dtype());
     const Tensor da = da_ ? da_ : backend_.allocate(factors_.a.shape(), DType::f32);
     const Tensor db = db_ ? db_ : backend_.allocate(factors_.b.shape(), DType::f32);
+    const Tensor& input = input_.get();
     if (dropout_.probability == 0.0F) {
-      backend_.lora_backward(input_.get(), s_, dy, factors_, ds, da, db, dx);
+      backend_.lora_backward(input, s_, dy, factors_, ds, da, db, dx);
       return;
     }
-    const Tensor dropped = backend_.allocate(input_.get().shape(), DType::f32);
-    backend_.dropout(input_.get(), dropout_, dropped);
+    const Tensor dropped = backend_.allocate(input.shape(), input.dtype());
+    backend_.dropout(input, dropout_, dropped);
     Tensor d_dropped;
     if (dx) {
-      d_dropped = backend_.allocate(dropped.shape(), DType::f32);
+      d_dropped = backend_.allocate(dropped.shape(), dropped.dtype());
       backend_.fill(0.0F, d_dropped);
     }
     backend_.lora_backward(dropped, s_, dy, factors_, ds, da, db, d_dropped);
@@ -65,30 +70,79 @@ class LoraGradients {
   LinearGradients base_;
 };
 
+bool drops(const LinearInputs& layer) {
+  return layer.lora && layer.lora->dropout.probability > 0.0F;
+}
+
+// The outputs, and what each layer keeps of its adapter.
+std::vector<LinearTerm> run_forward(Backend& backend, const Tensor& x,
+                                    std::span<const LinearInputs> layers) {
+  const int64_t T = x.rows();
+  std::vector<LinearTerm> terms;
+  std::vector<LoraFactors> factors(layers.size());
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const LinearInputs& layer = layers[i];
+    check_linear(x, *layer.weight, layer.bias);
+    LinearTerm term;
+    term.weight = layer.weight->value;
+    term.bias = layer.bias == nullptr ? Tensor() : layer.bias->value;
+    term.y = backend.allocate({T, term.weight.dim(0)}, x.dtype());
+    if (layer.lora) {
+      check_adapter(*layer.weight, *layer.lora);
+      factors[i] = factors_of(*layer.lora);
+      term.s = backend.allocate({T, factors[i].a.dim(0)}, x.dtype());
+      if (!drops(layer)) {
+        term.adapters = {&factors[i], 1};
+      }
+    }
+    terms.push_back(std::move(term));
+  }
+  backend.linears(x, terms);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    terms[i].adapters = {};
+    if (drops(layers[i])) {
+      const Tensor dropped = backend.allocate(x.shape(), x.dtype());
+      backend.dropout(x, layers[i].lora->dropout, dropped);
+      backend.lora_forward(dropped, {&factors[i], 1}, Tensor(), terms[i].s, terms[i].y);
+    }
+  }
+  return terms;
+}
+
+bool any_trainable(const LinearInputs& layer) {
+  return layer.weight->trainable() || (layer.bias != nullptr && layer.bias->trainable()) ||
+         (layer.lora && (layer.lora->a.trainable() || layer.lora->b.trainable()));
+}
+
 }  // namespace
+
+std::vector<Var> linear_group(Backend& backend, Tape* tape, const Var& x,
+                              std::span<const LinearInputs> layers) {
+  std::vector<LinearTerm> terms = run_forward(backend, x.value, layers);
+  std::vector<Var> outputs;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const LinearInputs& layer = layers[i];
+    LinearTerm& term = terms[i];
+    if (tape == nullptr || !(any_trainable(layer) || x.needs_gradient())) {
+      outputs.push_back({std::move(term.y)});
+      continue;
+    }
+    LinearGradients base(backend, tape, x, *layer.weight, layer.bias);
+    Tape::Step step;
+    if (layer.lora) {
+      step = [gradients = LoraGradients(backend, x, std::move(term.s), *layer.lora,
+                                        std::move(base))](const Tensor& dy) { gradients(dy); };
+    } else {
+      step = [gradients = std::move(base)](const Tensor& dy) { gradients(dy); };
+    }
+    outputs.push_back(tape->record(std::move(term.y), std::move(step)));
+  }
+  return outputs;
+}
 
 Var lora_linear(Backend& backend, Tape* tape, const Var& x, const Parameter& weight,
                 const Parameter* bias, const LoraTerm& lora) {
-  check_adapter(weight, lora);
-  Tensor y = linear_forward(backend, x.value, weight, bias);
-  Tensor s = backend.allocate({x.value.rows(), lora.a.value.dim(0)}, DType::f32);
-  Tensor input = x.value;
-  if (lora.dropout.probability > 0.0F) {
-    input = backend.allocate(x.value.shape(), DType::f32);
-    backend.dropout(x.value, lora.dropout, input);
-  }
-  const LoraFactors factors{lora.a.value, lora.b.value, lora.scaling};
-  backend.lora_forward(input, {&factors, 1}, Tensor(), s, y);
-
-  const bool trainable = weight.trainable() || (bias != nullptr && bias->trainable()) ||
-                         lora.a.trainable() || lora.b.trainable();
-  if (tape == nullptr || !(trainable || x.needs_gradient())) {
-    return {std::move(y)};
-  }
-  return tape->record(std::move(y),
-                      [gradients = LoraGradients(backend, x, std::move(s), lora,
-                                                 LinearGradients(backend, tape, x, weight, bias))](
-                          const Tensor& dy) { gradients(dy); });
+  return linear_group(backend, tape, x, {{{&weight, bias, lora}}}).front();
 }
 
 }  // namespace wick

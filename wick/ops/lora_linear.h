@@ -1,9 +1,13 @@
 // y = x W^T (+ bias) + scaling * dropout(x) A^T B^T, with gradients of A, B and x, and of W and
-// bias where they are trainable.
+// bias where they are trainable; one layer, or several that read the same x.
 //
 // Kept for backward: x (or its recipe), the [T, R] product of x and A, and nothing of the dropout,
 // whose mask is drawn again.
 #pragma once
+
+#include <optional>
+#include <span>
+#include <vector>
 
 #include "wick/autograd/tape.h"
 
@@ -16,7 +20,16 @@ struct LoraTerm {
   DropoutArgs dropout;  // probability 0: none
 };
 
-// Shapes as `linear`.
+struct LinearInputs {
+  const Parameter* weight;
+  const Parameter* bias = nullptr;
+  std::optional<LoraTerm> lora = std::nullopt;
+};
+
+// Shapes as `linear`, one output a layer.
+std::vector<Var> linear_group(Backend& backend, Tape* tape, const Var& x,
+                              std::span<const LinearInputs> layers);
+
 Var lora_linear(Backend& backend, Tape* tape, const Var& x, const Parameter& weight,
                 const Parameter* bias, const LoraTerm& lora);
 

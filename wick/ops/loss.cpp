@@ -2,37 +2,29 @@
 #include "wick/ops/loss.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "wick/base/error.h"
 
 namespace wick {
 namespace {
 
-constexpr int64_t kMostRows = 256;
 constexpr int64_t kLeastRows = 16;
 
-int64_t rows_of_chunk(const HeadLossOptions& options) {
-  const int64_t fitting =
-      options.chunk_bytes / (options.vocab_size * static_cast<int64_t>(sizeof(float)));
-  return std::clamp(fitting, kLeastRows, kMostRows);
-}
-
-double host_sum(Backend& backend, const Tensor& losses) {
-  std::vector<float> host(static_cast<size_t>(losses.elements()));
-  backend.download(losses, std::as_writable_bytes(std::span(host)));
-  return std::accumulate(host.begin(), host.end(), 0.0);
+int64_t rows_of_chunk(const HeadLossOptions& options, DType dtype) {
+  const int64_t row_bytes = options.vocab_size * static_cast<int64_t>(size_of(dtype));
+  return std::clamp(options.chunk_bytes / row_bytes / kLeastRows * kLeastRows, kLeastRows,
+                    options.most_rows);
 }
 
 }  // namespace
 
-double head_loss(Backend& backend, Tape* tape, const Var& hidden, const LossRows& targets,
-                 const HeadLossOptions& options,
-                 const std::function<Var(Tape*, const Var&)>& head) {
+void head_loss(Backend& backend, Tape* tape, const Var& hidden, const LossRows& targets,
+               const HeadLossOptions& options, const std::function<Var(Tape*, const Var&)>& head,
+               const Tensor& losses) {
   const int64_t count = targets.rows.elements();
   check(targets.targets.elements() == count, "loss: {} rows but {} targets", count,
         targets.targets.elements());
-  const Tensor losses = backend.allocate({count}, DType::f32);
+  const DType dtype = hidden.value.dtype();
   Tensor d_hidden;
   if (tape != nullptr && hidden.needs_gradient()) {
     const Tape::Sink sink = tape->sink(hidden, hidden.value.shape());
@@ -41,11 +33,11 @@ double head_loss(Backend& backend, Tape* tape, const Var& hidden, const LossRows
     }
     d_hidden = sink.tensor;
   }
-  const int64_t step = rows_of_chunk(options);
+  const int64_t step = rows_of_chunk(options, dtype);
   for (int64_t begin = 0; begin < count; begin += step) {
     const int64_t size = std::min(step, count - begin);
     const Tensor rows = targets.rows.slice(begin, size);
-    const Tensor x = backend.allocate({size, hidden.value.columns()}, DType::f32);
+    const Tensor x = backend.allocate({size, hidden.value.columns()}, dtype);
     backend.gather_rows(hidden.value, rows, x);
 
     Tape chunk(backend);
@@ -56,7 +48,7 @@ double head_loss(Backend& backend, Tape* tape, const Var& hidden, const LossRows
           Shape({size, options.vocab_size}).to_string());
     backend.cross_entropy(
         targets.targets.slice(begin, size),
-        {.gradient_scale = options.gradient_scale, .gradient = logits.needs_gradient()},
+        {.gradient_scale = logits.needs_gradient() ? options.gradient_scale : Tensor()},
         logits.value, losses.slice(begin, size));
     if (logits.needs_gradient()) {
       chunk.backward(logits.without_value(), std::move(logits.value));
@@ -65,7 +57,6 @@ double head_loss(Backend& backend, Tape* tape, const Var& hidden, const LossRows
       }
     }
   }
-  return host_sum(backend, losses);
 }
 
 }  // namespace wick

@@ -11,20 +11,22 @@
 namespace wick {
 
 struct LossRows {
-  Tensor rows;     // i32 [n]: rows of the hidden states, no two the same
-  Tensor targets;  // i32 [n]: the id that each is to predict
+  Tensor rows;     // i32 [n]: rows of the hidden states, no two the same but for those to ignore
+  Tensor targets;  // i32 [n]: the id that each is to predict; -1: ignored
 };
 
 struct HeadLossOptions {
   int64_t vocab_size = 0;
-  float gradient_scale = 1.0F;     // usually 1 / number of targets of the whole step
-  int64_t chunk_bytes = 64 << 20;  // for the logits of a chunk, 256 rows at most
+  Tensor gradient_scale;           // f32 [1], usually 1 / number of targets of the whole step
+  int64_t chunk_bytes = 64 << 20;  // for the logits of a chunk
+  int64_t most_rows = 256;         // in a chunk
 };
 
 // hidden [T, C]; `head` maps [m, C] to logits [m, V] in memory that nothing else reads.
-// Returns the sum of the losses. With a tape, the gradient of gradient_scale times that sum is
-// given to `hidden` at once, and to the head's parameters.
-double head_loss(Backend& backend, Tape* tape, const Var& hidden, const LossRows& targets,
-                 const HeadLossOptions& options, const std::function<Var(Tape*, const Var&)>& head);
+// Writes the losses, f32 [n]. With a tape, the gradient of gradient_scale times their sum is given
+// to `hidden` at once, and to the head's parameters.
+void head_loss(Backend& backend, Tape* tape, const Var& hidden, const LossRows& targets,
+               const HeadLossOptions& options, const std::function<Var(Tape*, const Var&)>& head,
+               const Tensor& losses);
 
 }  // namespace wick

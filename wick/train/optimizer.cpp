@@ -1,7 +1,8 @@
-// Segments for the adamw kernel.
+// Segments and scalars for the adamw kernel.
 #include "wick/train/optimizer.h"
 
-#include <algorithm>
+#include <array>
+#include <cmath>
 #include <utility>
 
 namespace wick {
@@ -13,39 +14,39 @@ AdamW::AdamW(Backend& backend, Tensor values, Tensor gradients, std::vector<Para
       gradients_(std::move(gradients)),
       first_(backend.allocate({values_.elements()}, DType::f32)),
       second_(backend.allocate({values_.elements()}, DType::f32)),
-      groups_(std::move(groups)),
+      schedule_(backend.allocate({3}, DType::f32)),
       options_(options) {
   backend_.fill(0.0F, first_);
   backend_.fill(0.0F, second_);
+  for (const ParameterGroup& group : groups) {
+    segments_.push_back({group.begin, group.count, group.learning_rate_ratio, group.weight_decay});
+  }
 }
 
 void AdamW::clear_gradients() {
   backend_.fill(0.0F, gradients_);
 }
 
-void AdamW::sum_squares_of_gradients(Out out) {
-  backend_.sum_squares(gradients_, out);
+void AdamW::prepare(int64_t step, float learning_rate) {
+  const auto correction = [step](float beta) {
+    return static_cast<float>(1.0 / (1.0 - std::pow(double{beta}, static_cast<double>(step))));
+  };
+  const std::array scalars = {learning_rate, correction(options_.beta1),
+                              correction(options_.beta2)};
+  backend_.upload(std::as_bytes(std::span(scalars)), schedule_);
 }
 
-void AdamW::step(int64_t step, float learning_rate, float gradient_scale) {
-  std::vector<AdamwSegment> segments;
-  segments.reserve(groups_.size());
-  for (const ParameterGroup& group : groups_) {
-    segments.push_back(
-        {group.begin, group.count, learning_rate * group.learning_rate_ratio, group.weight_decay});
-  }
+void AdamW::update(Out square_sum) {
+  backend_.sum_squares(gradients_, square_sum);
   AdamwArgs args;
   args.beta1 = options_.beta1;
   args.beta2 = options_.beta2;
   args.epsilon = options_.epsilon;
-  args.step = step;
-  args.gradient_scale = gradient_scale;
-  args.segments = segments;
+  args.max_gradient_norm = options_.max_gradient_norm;
+  args.square_sum = square_sum;
+  args.schedule = schedule_;
+  args.segments = segments_;
   backend_.adamw(gradients_, args, values_, first_, second_);
-}
-
-float clip_factor(double norm, double limit) {
-  return limit > 0 ? static_cast<float>(std::min(1.0, limit / (norm + 1e-6))) : 1.0F;
 }
 
 }  // namespace wick

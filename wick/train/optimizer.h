@@ -21,6 +21,7 @@ struct AdamWOptions {
   float beta1 = 0.9F;
   float beta2 = 0.999F;
   float epsilon = 1e-8F;
+  float max_gradient_norm = 0.0F;  // longer gradients are scaled to this norm; 0: no limit
 };
 
 class AdamW {
@@ -30,10 +31,11 @@ class AdamW {
         const AdamWOptions& options);
 
   void clear_gradients();
-  // Starts the sum of squares of all gradients into `out` (f32 [1]).
-  void sum_squares_of_gradients(Out out);
-  // Changes the values; gradients are first multiplied by `gradient_scale`. `step` counts from 1.
-  void step(int64_t step, float learning_rate, float gradient_scale);
+  // What the next `update` is to know; uploads it. `step` counts from 1.
+  void prepare(int64_t step, float learning_rate);
+  // Changes the values, unless a gradient is not finite. `square_sum` (f32 [1]) is given the sum of
+  // squares of all gradients as they were before clipping. May be recorded.
+  void update(Out square_sum);
 
   const Tensor& values() const { return values_; }
   const Tensor& first_moment() const { return first_; }
@@ -45,12 +47,9 @@ class AdamW {
   Tensor gradients_;
   Tensor first_;
   Tensor second_;
-  std::vector<ParameterGroup> groups_;
+  Tensor schedule_;  // see AdamwArgs
+  std::vector<AdamwSegment> segments_;
   AdamWOptions options_;
 };
-
-// What gradients of norm `norm` are multiplied by so that none is longer than `limit`; 0 is no
-// limit. As torch.nn.utils.clip_grad_norm_ does it.
-float clip_factor(double norm, double limit);
 
 }  // namespace wick

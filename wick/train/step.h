@@ -1,23 +1,68 @@
-// The forward and backward passes of one training step.
+// One training step: forward and backward passes of its micro-batches, then the optimiser.
+//
+// Where the back end can record (see Recorder), batches are padded to a few sizes, so that later
+// steps replay what earlier ones asked for: the padding is a run of its own, which nothing else
+// sees and which has no target. Everything that changes from step to step lies in tensors.
 #pragma once
 
+#include <cstdint>
+#include <map>
+#include <memory>
 #include <span>
+#include <vector>
 
 #include "wick/data/batcher.h"
 #include "wick/models/decoder.h"
+#include "wick/train/optimizer.h"
 
 namespace wick {
 
-struct StepTotals {
+struct StepResult {
   double loss_sum = 0;  // nats, over all target tokens
   int64_t tokens = 0;
   int64_t target_tokens = 0;
+  double gradient_norm = 0;  // before clipping
 };
 
-// Adds to the gradients of all trainable parameters that of the mean loss over the target tokens of
-// all the micro-batches together, so that it does not matter how a step is split into them.
-// Micro-batch i runs with `first.step + i`. Stops early if the loss is not finite.
-StepTotals run_micro_batches(Decoder& decoder, std::span<const MicroBatch> batches,
-                             const StepContext& first);
+class TrainStep {
+ public:
+  // Dropout draws from `seed`. All that is passed must outlive the object.
+  TrainStep(Decoder& decoder, AdamW& optimizer, uint64_t seed);
+
+  // Steps the optimiser by the gradient of the mean loss over the target tokens of all the
+  // micro-batches together, so that it does not matter how a step is split into them. `step` counts
+  // from 1; micro-batch i has the number `first_micro_batch + i` in the run. Where the loss or the
+  // gradient is not finite the result says so; nothing is updated by a gradient that is not.
+  StepResult run(std::span<const MicroBatch> batches, int64_t step, float learning_rate,
+                 int64_t first_micro_batch);
+
+ private:
+  struct Sizes {
+    int64_t tokens, runs, targets;
+    auto operator<=>(const Sizes&) const = default;
+  };
+  // The inputs of micro-batches of one size, where a recorded step reads them.
+  struct Inputs {
+    TokenBatch tokens;
+    LossRows targets;
+    Tensor losses;    // f32 [targets]
+    uint64_t id = 0;  // names these sizes to the recorder
+  };
+
+  Sizes sizes_of(const HostBatch& batch, const MicroBatch& micro_batch) const;
+  Inputs& inputs_of(const Sizes& sizes);
+  void upload_inputs(HostBatch host, const MicroBatch& batch, const Sizes& sizes, Inputs& inputs);
+  void forward_and_backward(const Inputs& inputs);
+
+  Decoder& decoder_;
+  Backend& backend_;
+  AdamW& optimizer_;
+  uint64_t seed_;
+  Tensor micro_batch_;     // i32 [1], its number: what dropout draws by
+  Tensor gradient_scale_;  // f32 [1]
+  Tensor results_;         // f32 [2]: sum of losses, sum of squares of the gradient
+  std::map<Sizes, Inputs> inputs_;
+  std::unique_ptr<Recorder> recorder_;  // last: its recordings read all of the above
+};
 
 }  // namespace wick

@@ -25,7 +25,7 @@ double seconds_since(Clock::time_point start) {
 
 // Sums over some steps of this process.
 struct Work {
-  StepTotals totals;
+  StepResult totals;
   double seconds = 0;  // of training alone
 
   void add(const Work& other) {
@@ -61,8 +61,6 @@ class Trainer {
   int64_t all_parameters() const;
   void announce();
   Work run_step();
-  double gradient_norm();
-  void apply_gradients(double norm);
   void check_finite(double value, const char* what) const;
   Metrics metrics_of(const Work& work, double loss) const;
   double report();
@@ -76,10 +74,10 @@ class Trainer {
   Reporter& reporter_;
   std::unique_ptr<TrainedWeights> weights_;
   AdamW optimizer_;
+  TrainStep step_;
   Batcher batcher_;
   Schedule schedule_;
-  Tensor square_sum_;  // f32 [1]
-  RunFolder folder_;   // last: options that cannot work leave no folder behind
+  RunFolder folder_;  // last: options that cannot work leave no folder behind
 
   TrainState state_;
   int64_t saved_step_ = -1;
@@ -98,6 +96,12 @@ std::unique_ptr<TrainedWeights> weights_to_train(Bundle& bundle, const TrainOpti
   return train_adapter(bundle, options.adapter, options.seed);
 }
 
+AdamWOptions adam_of(const TrainOptions& options) {
+  AdamWOptions adam = options.adam;
+  adam.max_gradient_norm = static_cast<float>(options.max_gradient_norm);
+  return adam;
+}
+
 Trainer::Trainer(Bundle& bundle, const TrainData& data, const TrainOptions& options,
                  Reporter& reporter)
     : decoder_(*bundle.decoder),
@@ -107,10 +111,10 @@ Trainer::Trainer(Bundle& bundle, const TrainData& data, const TrainOptions& opti
       reporter_(reporter),
       weights_(weights_to_train(bundle, options)),
       optimizer_(backend_, weights_->values(), weights_->gradients(),
-                 weights_->groups(static_cast<float>(options.weight_decay)), options.adam),
+                 weights_->groups(static_cast<float>(options.weight_decay)), adam_of(options)),
+      step_(decoder_, optimizer_, options.seed),
       batcher_(data.train.samples, batch_options_of(options)),
       schedule_(plan_schedule(options, batcher_)),
-      square_sum_(backend_.allocate({1}, DType::f32)),
       folder_(options.output, options.start) {
   state_.identity = identity_of(options, data.train, weights_->values().elements());
   if (folder_.resumes()) {
@@ -164,32 +168,16 @@ void Trainer::check_finite(double value, const char* what) const {
       state_.step + 1, what, std::isnan(value) ? "not a number" : "infinite", kept);
 }
 
-double Trainer::gradient_norm() {
-  optimizer_.sum_squares_of_gradients(square_sum_);
-  float sum = 0;
-  backend_.download(square_sum_, std::as_writable_bytes(std::span(&sum, 1)));
-  return std::sqrt(static_cast<double>(sum));
-}
-
-void Trainer::apply_gradients(double norm) {
-  last_norm_ = norm;
-  last_rate_ = options_.learning_rate * schedule_.factor(state_.step);
-  optimizer_.step(state_.step + 1, static_cast<float>(last_rate_),
-                  clip_factor(norm, options_.max_gradient_norm));
-}
-
 Work Trainer::run_step() {
   const Clock::time_point start = Clock::now();
   const std::vector<MicroBatch> batches = batcher_.next_step();
-  optimizer_.clear_gradients();
+  last_rate_ = options_.learning_rate * schedule_.factor(state_.step);
   Work work;
-  work.totals = run_micro_batches(
-      decoder_, batches,
-      {.training = true, .seed = options_.seed, .step = state_.step * options_.accumulation});
+  work.totals = step_.run(batches, state_.step + 1, static_cast<float>(last_rate_),
+                          state_.step * options_.accumulation);
+  last_norm_ = work.totals.gradient_norm;
   check_finite(work.totals.loss_sum, "loss");
-  const double norm = gradient_norm();
-  check_finite(norm, "gradient norm");
-  apply_gradients(norm);
+  check_finite(last_norm_, "gradient norm");
 
   ++state_.step;
   state_.cursor = batcher_.cursor();

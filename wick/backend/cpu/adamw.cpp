@@ -105,23 +105,35 @@ namespace {
 
 constexpr int64_t kTaskElements = 16384;
 
-double bias_correction(float beta, int64_t step) {
-  return 1.0 / (1.0 - std::pow(double{beta}, static_cast<double>(step)));
+// What a gradient with this sum of squares is multiplied by, as torch.nn.utils.clip_grad_norm_
+// does.
+float clip_factor(float square_sum, float limit) {
+  if (limit <= 0) {
+    return 1.0F;
+  }
+  const double norm = std::sqrt(double{square_sum});
+  return static_cast<float>(std::min(1.0, double{limit} / (norm + 1e-6)));
 }
 
 }  // namespace
 
 void adamw(const Context& context, const Tensor& grad, const AdamwArgs& args, const Tensor& p,
            const Tensor& m, const Tensor& v) {
+  const float square_sum = args.square_sum.data<float>()[0];
+  if (!std::isfinite(square_sum)) {
+    return;
+  }
+  const float* schedule = args.schedule.data<float>();
+  const float learning_rate = schedule[0];
   AdamwFactors factors{};
-  factors.gradient_scale = args.gradient_scale;
+  factors.gradient_scale = clip_factor(square_sum, args.max_gradient_norm);
   factors.beta1 = args.beta1;
   factors.one_minus_beta1 = static_cast<float>(1.0 - double{args.beta1});
   factors.beta2 = args.beta2;
   factors.one_minus_beta2 = static_cast<float>(1.0 - double{args.beta2});
   factors.epsilon = args.epsilon;
-  factors.correction1 = static_cast<float>(bias_correction(args.beta1, args.step));
-  factors.correction2 = static_cast<float>(bias_correction(args.beta2, args.step));
+  factors.correction1 = schedule[1];
+  factors.correction2 = schedule[2];
 
   struct Task {
     const AdamwSegment* segment;
@@ -136,8 +148,8 @@ void adamw(const Context& context, const Tensor& grad, const AdamwArgs& args, co
   context.pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
     const auto [segment, begin, count] = tasks[i];
     AdamwFactors own = factors;
-    own.learning_rate = segment->learning_rate;
-    own.decay = static_cast<float>(1.0 - double{segment->learning_rate} * segment->weight_decay);
+    own.learning_rate = learning_rate * segment->learning_rate_ratio;
+    own.decay = static_cast<float>(1.0 - double{own.learning_rate} * segment->weight_decay);
     HWY_DYNAMIC_DISPATCH(AdamwRange)
     (grad.data<float>() + begin, own, count, p.data<float>() + begin, m.data<float>() + begin,
      v.data<float>() + begin);

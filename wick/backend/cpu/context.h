@@ -26,4 +26,12 @@ inline int64_t rows_of(int64_t work, int64_t columns) {
   return std::max<int64_t>(1, work / std::max<int64_t>(1, columns));
 }
 
+// Elements of a task of an element-wise or row-wise kernel: all of them while a second thread would
+// cost more than it saves.
+constexpr int64_t kElementsOfTask = 16384;
+inline int64_t task_elements(int64_t elements) {
+  constexpr int64_t kSerialElements = 65536;
+  return elements <= kSerialElements ? kSerialElements : kElementsOfTask;
+}
+
 }  // namespace wick::cpu

@@ -10,6 +10,7 @@
 #include "wick/backend/cpu/lora.h"
 #include "wick/backend/cpu/loss.h"
 #include "wick/backend/cpu/matmul.h"
+#include "wick/backend/cpu/norm.h"
 #include "wick/backend/cpu/rowwise.h"
 #include "wick/backend/cpu/sample.h"
 #include "wick/base/error.h"
@@ -126,6 +127,19 @@ void CpuBackend::rms_norm(In x, In weight, float eps, Out y, Out rstd) {
 void CpuBackend::rms_norm_backward(In x, In weight, In rstd, In dy, bool accumulate, Out dx,
                                    Out dweight) {
   cpu::rms_norm_backward(context_, {x, weight, rstd, dy}, accumulate, dx, dweight);
+}
+
+void CpuBackend::layer_norm(In x, In weight, In bias, float eps, Out y, Out mean_rstd) {
+  cpu::layer_norm(context_, {x, weight, bias}, eps, y, mean_rstd);
+}
+
+void CpuBackend::layer_norm_backward(In x, In weight, In mean_rstd, In dy, bool accumulate, Out dx,
+                                     Out dweight, Out dbias) {
+  cpu::layer_norm_backward(context_, {x, weight, mean_rstd, dy}, accumulate, {dx, dweight, dbias});
+}
+
+void CpuBackend::softmax(In x, Out y) {
+  cpu::softmax(context_, x, y);
 }
 
 void CpuBackend::gate(In g, In u, Activation activation, Out h) {

@@ -106,13 +106,20 @@ void cross_entropy(const Context& context, const Tensor& targets, const CrossEnt
     for (int64_t i = begin; i < end; ++i) {
       float* row = logits.data<float>() + i * V;
       const int32_t target = targets.data<int32_t>()[i];
+      if (target < 0) {
+        losses.data<float>()[i] = 0;
+        if (args.gradient_scale) {
+          std::fill_n(row, V, 0.0F);
+        }
+        continue;
+      }
       Softmax softmax{};
       HWY_DYNAMIC_DISPATCH(SoftmaxOfRow)(row, V, &softmax);
       losses.data<float>()[i] = std::log(softmax.sum) + softmax.largest - row[target];
-      if (args.gradient) {
-        const float scale = args.gradient_scale / softmax.sum;
-        HWY_DYNAMIC_DISPATCH(SoftmaxGradient)(scale, softmax.largest, V, row);
-        row[target] -= args.gradient_scale;
+      if (args.gradient_scale) {
+        const float scale = args.gradient_scale.data<float>()[0];
+        HWY_DYNAMIC_DISPATCH(SoftmaxGradient)(scale / softmax.sum, softmax.largest, V, row);
+        row[target] -= scale;
       }
     }
   });

@@ -15,13 +15,6 @@
 
 namespace wick::cpu {
 
-HWY_EXPORT(RmsNormfloat);
-HWY_EXPORT(RmsNormBf16);
-HWY_EXPORT(RmsNormF16);
-HWY_EXPORT(RmsNormBackwardfloat);
-HWY_EXPORT(RmsNormBackwardBf16);
-HWY_EXPORT(RmsNormBackwardF16);
-HWY_EXPORT(RmsNormWeightGradient);
 HWY_EXPORT(Gate);
 HWY_EXPORT(GateBackward);
 HWY_EXPORT(Add);
@@ -34,41 +27,7 @@ HWY_EXPORT(ApplyDropout);
 
 namespace {
 
-constexpr int64_t kTaskElements = 16384;
-
-// Elements of a task: all of them while a second thread would cost more than it saves.
-int64_t task_elements(int64_t elements) {
-  constexpr int64_t kSerialElements = 65536;
-  return elements <= kSerialElements ? kSerialElements : kTaskElements;
-}
-
 // Overloads by the stored type, for with_elements.
-void norm_rows(const float* x, const float* weight, float eps, int64_t T, int64_t C, float* y,
-               float* rstd) {
-  HWY_DYNAMIC_DISPATCH(RmsNormfloat)(x, weight, eps, T, C, y, rstd);
-}
-void norm_rows(const float* x, const Bf16* weight, float eps, int64_t T, int64_t C, float* y,
-               float* rstd) {
-  HWY_DYNAMIC_DISPATCH(RmsNormBf16)(x, weight, eps, T, C, y, rstd);
-}
-void norm_rows(const float* x, const F16* weight, float eps, int64_t T, int64_t C, float* y,
-               float* rstd) {
-  HWY_DYNAMIC_DISPATCH(RmsNormF16)(x, weight, eps, T, C, y, rstd);
-}
-
-void norm_rows_backward(const float* x, const float* weight, const float* rstd, const float* dy,
-                        bool accumulate, int64_t T, int64_t C, float* dx) {
-  HWY_DYNAMIC_DISPATCH(RmsNormBackwardfloat)(x, weight, rstd, dy, accumulate, T, C, dx);
-}
-void norm_rows_backward(const float* x, const Bf16* weight, const float* rstd, const float* dy,
-                        bool accumulate, int64_t T, int64_t C, float* dx) {
-  HWY_DYNAMIC_DISPATCH(RmsNormBackwardBf16)(x, weight, rstd, dy, accumulate, T, C, dx);
-}
-void norm_rows_backward(const float* x, const F16* weight, const float* rstd, const float* dy,
-                        bool accumulate, int64_t T, int64_t C, float* dx) {
-  HWY_DYNAMIC_DISPATCH(RmsNormBackwardF16)(x, weight, rstd, dy, accumulate, T, C, dx);
-}
-
 void widen(const float* x, int64_t count, float* y) {
   std::memcpy(y, x, count * sizeof(float));
 }
@@ -90,39 +49,6 @@ void narrow(const float* x, int64_t count, F16* y) {
 }
 
 }  // namespace
-
-void rms_norm(const Context& context, const Tensor& x, const Tensor& weight, float eps,
-              const Tensor& y, const Tensor& rstd) {
-  const int64_t C = x.columns();
-  for_ranges(
-      context, x.rows(), rows_of(task_elements(x.elements()), C), [&](int64_t begin, int64_t end) {
-        with_elements(weight, [&](const auto* weights) {
-          norm_rows(x.data<float>() + begin * C, weights, eps, end - begin, C,
-                    y.data<float>() + begin * C, rstd ? rstd.data<float>() + begin : nullptr);
-        });
-      });
-}
-
-void rms_norm_backward(const Context& context, const RmsNormResults& forward, bool accumulate,
-                       const Tensor& dx, const Tensor& dweight) {
-  const int64_t T = forward.x.rows();
-  const int64_t C = forward.x.columns();
-  const float* x = forward.x.data<float>();
-  const float* dy = forward.dy.data<float>();
-  const float* rstd = forward.rstd.data<float>();
-  if (dweight) {
-    for_ranges(context, C, 256, [&](int64_t begin, int64_t end) {
-      HWY_DYNAMIC_DISPATCH(RmsNormWeightGradient)
-      (x + begin, rstd, dy + begin, T, C, end - begin, dweight.data<float>() + begin);
-    });
-  }
-  for_ranges(context, T, rows_of(task_elements(T * C), C), [&](int64_t begin, int64_t end) {
-    with_elements(forward.weight, [&](const auto* weights) {
-      norm_rows_backward(x + begin * C, weights, rstd + begin, dy + begin * C, accumulate,
-                         end - begin, C, dx.data<float>() + begin * C);
-    });
-  });
-}
 
 void gate(const Context& context, const Tensor& g, const Tensor& u, Activation activation,
           const Tensor& h) {
@@ -176,14 +102,16 @@ void cast(const Context& context, const Tensor& x, const Tensor& y) {
 }
 
 void dropout(const Context& context, const Tensor& x, const DropoutArgs& args, const Tensor& y) {
+  const auto step = static_cast<uint64_t>(args.step.data<int32_t>()[0]);
+  const uint64_t stream = mask_stream(args.seed, args.stream, step);
   for_ranges(context, y.elements(), task_elements(y.elements()), [&](int64_t begin, int64_t end) {
     constexpr int64_t kWords = 1024;
-    static_assert(kTaskElements % kWords == 0 && kWords % 4 == 0);
+    static_assert(kElementsOfTask % kWords == 0 && kWords % 4 == 0);
     uint32_t words[kWords];
     for (int64_t first = begin; first < end; first += kWords) {
       const int64_t count = std::min(kWords, end - first);
       HWY_DYNAMIC_DISPATCH(RandomWords)
-      (args.seed, args.stream, first / 4, (count + 3) / 4, words);
+      (args.seed, stream, first / 4, (count + 3) / 4, words);
       HWY_DYNAMIC_DISPATCH(ApplyDropout)
       (x.data<float>() + first, words, args.probability, count, y.data<float>() + first);
     }

@@ -6,14 +6,6 @@
 
 namespace wick::cpu {
 
-struct RmsNormResults {
-  const Tensor &x, &weight, &rstd, &dy;
-};
-
-void rms_norm(const Context& context, const Tensor& x, const Tensor& weight, float eps,
-              const Tensor& y, const Tensor& rstd);
-void rms_norm_backward(const Context& context, const RmsNormResults& forward, bool accumulate,
-                       const Tensor& dx, const Tensor& dweight);
 void gate(const Context& context, const Tensor& g, const Tensor& u, Activation activation,
           const Tensor& h);
 void gate_backward(const Context& context, const Tensor& g, const Tensor& u, const Tensor& dh,

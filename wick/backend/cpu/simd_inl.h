@@ -143,6 +143,68 @@ HWY_INLINE VF sigmoid(DF d, VF x) {
   return hn::Div(one, hn::Add(one, exp(d, hn::Neg(x))));
 }
 
+// ---- loops over an array
+
+// Calls body(offset, load function, store function) for each vector of [0, count). The functions
+// move a whole vector, or in the last step what is left, between memory and a register.
+template <class Body>
+HWY_INLINE void for_vectors(int64_t count, const Body& body) {
+  const DF d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    body(
+        i, [&](const auto* from) HWY_ATTR { return load(d, from + i); },
+        [&](VF value, float* to) HWY_ATTR { store(d, value, to + i); });
+  }
+  if (i < count) {
+    const size_t rest = count - i;
+    body(
+        i, [&](const auto* from) HWY_ATTR { return load_part(d, from + i, rest); },
+        [&](VF value, float* to) HWY_ATTR { store_part(d, value, to + i, rest); });
+  }
+}
+
+// The sum over [0, count) of the vectors that body(load function, sum so far) adds up, as four
+// chains, since an addition must not wait for the one before it. `join` puts two sums together.
+template <class Body, class Join>
+HWY_INLINE VF fold(int64_t count, VF start, const Body& body, const Join& join) {
+  const DF d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto at = [&](int64_t i, VF sum) HWY_ATTR {
+    return body([&](const auto* from) HWY_ATTR { return load(d, from + i); }, sum);
+  };
+  VF sum0 = start;
+  VF sum1 = start;
+  VF sum2 = start;
+  VF sum3 = start;
+  int64_t i = 0;
+  for (; i + 4 * lanes <= count; i += 4 * lanes) {
+    sum0 = at(i, sum0);
+    sum1 = at(i + lanes, sum1);
+    sum2 = at(i + 2 * lanes, sum2);
+    sum3 = at(i + 3 * lanes, sum3);
+  }
+  for (; i + lanes <= count; i += lanes) {
+    sum0 = at(i, sum0);
+  }
+  if (i < count) {
+    const size_t rest = count - i;
+    const VF last =
+        body([&](const auto* from) HWY_ATTR { return load_part(d, from + i, rest); }, sum1);
+    sum1 = hn::IfThenElse(hn::FirstN(d, rest), last, sum1);
+  }
+  return join(join(sum0, sum1), join(sum2, sum3));
+}
+
+// The same for sums proper, down to one number.
+template <class Body>
+HWY_INLINE float sum_over(int64_t count, const Body& body) {
+  const DF d;
+  return sum_of(d,
+                fold(count, hn::Zero(d), body, [](VF a, VF b) HWY_ATTR { return hn::Add(a, b); }));
+}
+
 // ---- transposes of 4x4 blocks; to[k][n] = from[n][k]
 
 // Copies `rows` x `columns` values; row n of `from` starts at n * from_stride, and likewise for

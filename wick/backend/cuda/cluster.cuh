@@ -1,0 +1,79 @@
+// Thread block clusters: up to 8 blocks that read each other's shared memory (compute
+// capability 9.0; below it, a cluster is one block).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace wick::cuda {
+
+__device__ __forceinline__ int cluster_rank() {
+#if __CUDA_ARCH__ >= 900
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+#else
+  return 0;
+#endif
+}
+
+__device__ __forceinline__ int cluster_blocks() {
+#if __CUDA_ARCH__ >= 900
+  uint32_t blocks;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+  return static_cast<int>(blocks);
+#else
+  return 1;
+#endif
+}
+
+// What a thread wrote before it arrives is seen by all threads of the cluster after they waited.
+// Every thread of every block does both, in turn.
+__device__ __forceinline__ void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+
+// The float that block `rank` of the cluster has where this block has `*shared`.
+__device__ __forceinline__ float load_of_peer(const float* shared, int rank) {
+#if __CUDA_ARCH__ >= 900
+  float value;
+  uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+  return value;
+#else
+  return *shared;
+#endif
+}
+
+// Launches a kernel in clusters of `blocks`; 1: as any kernel.
+template <class Args>
+void launch_clusters(void (*kernel)(Args), unsigned grid, unsigned threads, unsigned blocks,
+                     size_t shared_bytes, cudaStream_t stream, const Args& args) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = blocks;
+  cluster.val.clusterDim.y = 1;
+  cluster.val.clusterDim.z = 1;
+  config.attrs = &cluster;
+  config.numAttrs = blocks > 1 ? 1 : 0;
+  cudaLaunchKernelEx(&config, kernel, args);
+}
+
+}  // namespace wick::cuda
