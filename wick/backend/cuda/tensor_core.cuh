@@ -63,10 +63,12 @@ __device__ __forceinline__ void multiply_add(const uint32_t (&a)[4], uint32_t b0
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Keeps the compiler from computing what follows from `value` before a loop, in registers that the
-// loop lacks.
-__device__ __forceinline__ void compute_here(uint32_t& value) {
-  asm volatile("" : "+r"(value));
+// threadIdx.x, from which the compiler computes nothing ahead of a loop to keep it in registers
+// that the loop lacks.
+__device__ __forceinline__ uint32_t thread_here() {
+  uint32_t thread = threadIdx.x;
+  asm volatile("" : "+r"(thread));
+  return thread;
 }
 
 // 2^x to about 2 ulp; 0 for -inf.
