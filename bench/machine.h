@@ -20,5 +20,9 @@ struct MachineLimits {
 };
 
 MachineLimits measure_machine(ThreadPool& pool);
+// "AVX2": what the kernels run with in this process.
+std::string instruction_set();
+// "GCC 12.2.0": counts of instructions hold for one compiler only.
+std::string compiler();
 
 }  // namespace wick::bench

@@ -36,7 +36,7 @@ nlohmann::ordered_json run_suite(Backend& backend, const MachineLimits& limits,
 nlohmann::ordered_json run_scaling(Backend& one, Backend& all, const SuiteOptions& options,
                                    std::ostream& out);
 
-// Calls each selected case so many times, unproved and untimed: for tools that count instructions.
+// Calls each selected case so many times, unproved and untimed: for tools/count_instructions.py.
 void repeat_cases(Backend& backend, const SuiteOptions& options, int calls);
 
 // A line of JSON in, a line of JSON out, until `in` ends; the protocol is in bench/peers/worker.py.

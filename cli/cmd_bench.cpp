@@ -69,6 +69,7 @@ void run_scaling(BenchFlags& flags) {
 void run_repeat(BenchFlags& flags) {
   const std::unique_ptr<Backend> backend = flags.device.make();
   bench::repeat_cases(*backend, flags.suite, flags.calls);
+  print(fmt::format("{}, {}\n", bench::instruction_set(), bench::compiler()));
 }
 
 void run_worker(const BenchFlags& flags) {
