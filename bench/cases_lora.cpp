@@ -31,9 +31,8 @@ struct LoraSetup {
                          kScaling});
     }
     if (adapters > 1) {
-      std::vector<int32_t> which(static_cast<size_t>(T));
       for (int64_t t = 0; t < T; ++t) {
-        which[static_cast<size_t>(t)] = static_cast<int32_t>(t % adapters);
+        which.push_back(static_cast<int32_t>(t % adapters));
       }
       row_adapter = tensor_of(be, which);
     }
@@ -51,7 +50,7 @@ struct LoraSetup {
     }
     std::vector<double> wide_s(static_cast<size_t>(T * r));
     base.resize(static_cast<size_t>(T * d));
-    const int32_t* rows = row_adapter ? row_adapter.data<int32_t>() : nullptr;
+    const int32_t* rows = which.empty() ? nullptr : which.data();
     reference::lora_forward(wide_x.data(), wide.data(), rows, {T, d, d, r}, wide_s.data(),
                             base.data());
     return base;
@@ -60,6 +59,7 @@ struct LoraSetup {
   Backend& backend;
   int64_t T, d, r;
   Tensor x, s, y, row_adapter;
+  std::vector<int32_t> which;  // the same in host memory; empty: all rows use adapter 0
   std::vector<LoraFactors> factors;
 };
 

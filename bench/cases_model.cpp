@@ -129,13 +129,22 @@ std::vector<int32_t> some_ids(int64_t count) {
   return ids;
 }
 
+double head_parameters(const ModelConfig& c) {
+  return static_cast<double>(c.vocab_size * c.hidden_size);
+}
+
 // Parameters that every token is multiplied with: all but the embedding's rows, the tied head
 // included.
 double product_parameters(const ModelConfig& c) {
   const int64_t q = c.num_heads * c.head_dim;
   const int64_t kv = c.num_kv_heads * c.head_dim;
   const int64_t layer = c.hidden_size * (2 * q + 2 * kv + 3 * c.intermediate_size);
-  return static_cast<double>(c.num_layers * layer + c.vocab_size * c.hidden_size);
+  return static_cast<double>(c.num_layers * layer) + head_parameters(c);
+}
+
+// Of T causal tokens through all layers: two products of the heads' width a pair that is seen.
+double attention_flops(const ModelConfig& c, int64_t T) {
+  return 2.0 * static_cast<double>(T * T * c.num_heads * c.head_dim * c.num_layers);
 }
 
 double adapter_parameters(const ModelConfig& c, int64_t rank) {
@@ -154,10 +163,9 @@ Case train_case(const NamedShape& shape, int64_t T, int64_t rank, DType dtype) {
   Case c{.suite = "training",
          .name = fmt::format("train_step:shape={},T={},r={},dtype={}", shape.name, T, rank,
                              name_of(dtype)),
-         .flops = tokens *
-                  (4.0 * product_parameters(config) + 6.0 * adapter_parameters(config, rank) +
-                   6.0 * tokens *
-                       static_cast<double>(config.num_heads * config.head_dim * config.num_layers)),
+         .flops =
+             tokens * (4.0 * product_parameters(config) + 6.0 * adapter_parameters(config, rank)) +
+             3.0 * attention_flops(config, T),
          .tokens = tokens,
          .heavy = true};
   c.prepare = [=](Backend& be) {
@@ -196,7 +204,10 @@ Case train_case(const NamedShape& shape, int64_t T, int64_t rank, DType dtype) {
 Case prefill_case(const NamedShape& shape, int64_t T, DType dtype) {
   Case c{.suite = "inference",
          .name = fmt::format("prefill:shape={},T={},dtype={}", shape.name, T, name_of(dtype)),
-         .flops = 2.0 * static_cast<double>(T) * product_parameters(shape.config),
+         // The head sees the last token alone.
+         .flops = 2.0 * static_cast<double>(T) *
+                      (product_parameters(shape.config) - head_parameters(shape.config)) +
+                  2.0 * head_parameters(shape.config) + attention_flops(shape.config, T),
          .tokens = static_cast<double>(T),
          .heavy = true};
   c.prepare = [config = shape.config, T, dtype](Backend& be) {
