@@ -270,7 +270,7 @@ def readme_table(record):
     machine = record["machine"]
     header = ["case", "wick", *(NAMES[p] for p in peers)]
     about = (f"{machine['processor']}, {record['threads']} threads a side; in brackets time of wick / time of the peer. "
-             "oneDNN: the bare products alone.")
+             "oneDNN: the bare products alone. All cases, what each includes, memory and profiles: [BENCHMARKS.md](BENCHMARKS.md).")
     return "\n".join([BEGIN, "", about, "", *table(header, rows), END])
 
 
