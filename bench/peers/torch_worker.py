@@ -217,7 +217,8 @@ def decode(shape, prompt, tokens, dtype, r=0):
 
     def call():
         with torch.inference_mode():
-            model.generate(input_ids=ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
+            # The first token comes from the prompt's pass, the others from a pass each.
+            model.generate(input_ids=ids, max_new_tokens=tokens + 1, min_new_tokens=tokens + 1, do_sample=False,
                            pad_token_id=0)
 
     call.extra = peak_memory
