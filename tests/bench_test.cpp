@@ -9,7 +9,9 @@
 #include "bench/machine.h"
 #include "bench/measure.h"
 #include "bench/suite.h"
+#include "wick/backend/profiling_backend.h"
 #include "wick/backend/registry.h"
+#include "wick/base/error.h"
 
 namespace wick::bench {
 namespace {
@@ -94,6 +96,38 @@ TEST(DeviceLimits, AreMeasuredThroughTheBackEnd) {
   EXPECT_GT(limits.fma_gflops_all, 0);
   EXPECT_GT(limits.read_gbs_all, 0);
   EXPECT_GT(limits.kernel_seconds, 0);
+}
+
+TEST(Suite, UnderAProfileTheTimedCallsAloneAreCounted) {
+  const auto inner = make_backend("cpu");
+  Profile profile;
+  ProfilingBackend backend(*inner, profile);
+  std::ostringstream table;
+  const auto record =
+      run_suite(backend, {.fma_gflops_all = 1, .read_gbs_all = 1},
+                {.suite = "training", .filter = "adamw:", .profile = &profile}, table);
+  ASSERT_EQ(record["cases"].size(), 1U);
+  ASSERT_EQ(record["profile"]["kernels"].size(), 1U);
+  const auto& kernel = record["profile"]["kernels"][0];
+  EXPECT_EQ(kernel["kernel"], "adamw");
+  EXPECT_EQ(kernel["calls"], record["cases"][0]["seconds"].size());
+  EXPECT_NE(table.str().find("adamw:n=262144"), std::string::npos);
+}
+
+TEST(Suite, ScalingTimesOnlyCasesThatAreWorthASecondThread) {
+  const auto one = make_backend("cpu", {.threads = 1});
+  const auto all = make_backend("cpu", {.threads = 2});
+  std::ostringstream table;
+  EXPECT_EQ(run_scaling(*one, *all, {.filter = "rms_norm"}, table)["cases"].size(), 0U);
+  const auto record = run_scaling(*one, *all, {.filter = "lora_delta:T=64,d=512,r=8"}, table);
+  ASSERT_EQ(record["cases"].size(), 1U);
+  EXPECT_EQ(record["cases"][0]["one_seconds"].size(), record["cases"][0]["all_seconds"].size());
+}
+
+TEST(Suite, NamesWhatNoCaseHas) {
+  const auto backend = make_backend("cpu");
+  EXPECT_THROW(repeat_cases(*backend, {.filter = "no_such_case"}, 1), Error);
+  EXPECT_THROW(repeat_cases(*backend, {.filter = "train_step"}, 1), Error) << "a whole model";
 }
 
 TEST(Worker, AnswersLineByLineWithAsManySamplesAsAsked) {

@@ -69,6 +69,8 @@ class Pages(unittest.TestCase):
         self.assertIn("| `gemm:T=1` | 1 ms | 1.5 ms | 1.50 |", page)
         self.assertIn("not measured: no wheel", page)
         self.assertIn("| PyTorch | train_step | out of memory |", page)
+        self.assertIn("| LoRA delta | at most 0.50 of PyTorch's time | 0.40 (`lora_delta:T=64,d=1024,r=8`) | yes |", page)
+        self.assertIn("at least 1.85 times as fast | 2.00 (`gemm:T=1`) | yes |", page)
         readme = (self.root / "README.md").read_text(encoding="utf-8")
         self.assertIn("50 µs (0.40)", readme)
         self.assertTrue(readme.endswith("\n\nrest\n"))
@@ -105,6 +107,13 @@ class Pages(unittest.TestCase):
         self.assertIn("200 GF/s (0 %)", cuda)
         self.assertIn("matrix products 100000 GF/s", cuda)
         self.assertTrue((self.root / "benchmarks" / "cuda-ratios.svg").exists())
+
+    def test_a_goal_that_is_missed_is_shown_as_missed(self):
+        slow = copy.deepcopy(RECORD)
+        slow["cases"][0]["results"]["wick"]["seconds"] = [4e-5]
+        self.write(slow)
+        self.run_tool()
+        self.assertIn("0.80 (`lora_delta:T=64,d=1024,r=8`) | **no** |", self.page())
 
     def test_without_samples_there_is_nothing_to_check(self):
         self.assertEqual(self.run_tool("--check").returncode, 0)

@@ -29,6 +29,11 @@ def ratio(case, side):
     return median(times["wick"]) / median(times[side]) if side in times and "wick" in times else None
 
 
+def ratio_text(value):
+    """Two decimals, or two digits where that would hide the value."""
+    return "-" if value is None else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
 def memory_of(case):
     """Side -> peak resident bytes of its process."""
     return {side: r["extra"]["peak_rss_bytes"] for side, r in case["results"].items() if "extra" in r}

@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 from benchmark_charts import CHARTS
+from benchmark_goals import goals_of
 from benchmark_record import (NAMES, case_named, cases_of, duration, flop_limit, kind_of, label_of, median, memory_of,
-                              ratio, sides_of, times_of)
+                              ratio, ratio_text, sides_of, times_of)
 
 BEGIN, END = "<!-- table: tools/make_benchmarks.py -->", "<!-- end of table -->"
 DEVICES = {"cpu": "CPU", "cuda": "CUDA"}  # file name -> heading
@@ -92,7 +93,7 @@ def kind_section(record, kind, title, note):
         times = times_of(case)
         row = [f"`{label_of(case)}`"]
         row += [f"{duration(median(times[s]))} ({duration(min(times[s]))})" if s in times else "-" for s in sides]
-        row += ["-" if ratio(case, p) is None else f"{ratio(case, p):.2f}" for p in peers]
+        row += [ratio_text(ratio(case, p)) for p in peers]
         rows.append(row + [reached(case, record["machine"])])
     header = ["case", *(NAMES[s] for s in sides), *(f"wick / {NAMES[p]}" for p in peers), "wick reaches"]
     return [f"#### {title}", "", note, "", *table(header, rows)]
@@ -180,10 +181,19 @@ def configuration(record):
         version = info.get("unavailable")
         version = f"not measured: {version}" if version else f"{info.get('version', '')} {info.get('detail', '')}".strip()
         rows.append([NAMES[side], version])
-    instructions = f", {machine['instruction_set']}" if "instruction_set" in machine else ""
+    # Highway calls AVX-512 and what followed it AVX3.
+    instructions = f", {machine['instruction_set'].replace('AVX3', 'AVX-512')}" if "instruction_set" in machine else ""
     return ["### Configuration", "",
             f"{machine['processor']}{instructions}, {machine['system']}; {record['threads']} threads a side. Limits, measured "
             f"in the same run: {limits_text(machine)}.", "", *table(["side", "version and kernels"], rows)]
+
+
+def goals_section(record, device):
+    """On the CPU alone: the goals are ratios to peers there."""
+    goals = goals_of(record) if device == "cpu" else []
+    rows = [[what, goal, reached, "yes" if enough else "**no**"] for what, goal, reached, enough in goals]
+    return ["### Goals", "", "What wick is held to, and the worst case of this run.", "",
+            *table(["what", "goal", "worst case", "reached"], rows)] if rows else []
 
 
 def lacks_section(record):
@@ -201,13 +211,13 @@ def device_part(record, device):
     charts = [f"![{CHART_TITLES[name]}](benchmarks/{device}-{name}.svg)" for name in ("ratios", "speed")
               if CHARTS[name](record)]
     lines = [f"## {DEVICES[device]}", "", *configuration(record), "### Results", "",
-             f"Small cases: {record['rounds']} rounds of up to {record['samples']} samples a side; whole models: fewer, see the "
-             "samples. Times are medians, with minima in brackets; ratios are of medians, below 1 where wick is faster.", ""]
+             f"Small cases: up to {record['rounds']} x {record['samples']} samples a side, taken in {record['rounds']} turns; whole "
+             "models: fewer, all in the file of samples. Times are medians, with minima in brackets; ratios are of medians, below 1 where wick is faster.", ""]
     for link in charts:
         lines += [link, ""]
     for kind, title, note in KINDS:
         lines += kind_section(record, kind, title, note)
-    return (lines + memory_section(record, device) + kernel_section(record, device) + threads_section(record)
+    return (lines + goals_section(record, device) + memory_section(record, device) + kernel_section(record, device) + threads_section(record)
             + neighbour_section(record) + lacks_section(record))
 
 
@@ -255,7 +265,7 @@ def readme_table(record):
     rows = []
     for case in filter(None, (case_named(record, name) for name in README_CASES)):
         times = times_of(case)
-        cells = [f"{duration(median(times[p]))} ({ratio(case, p):.2f})" if p in times else "-" for p in peers]
+        cells = [f"{duration(median(times[p]))} ({ratio_text(ratio(case, p))})" if p in times else "-" for p in peers]
         rows.append([f"{titles[kind_of(case)]}, `{label_of(case)}`", duration(median(times["wick"])), *cells])
     machine = record["machine"]
     header = ["case", "wick", *(NAMES[p] for p in peers)]

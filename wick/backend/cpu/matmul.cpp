@@ -4,9 +4,11 @@
 // no pass of their own and run at the rate of f32.
 //
 // With a few rows there is nothing to reuse, and packing would cost more than the product: then
-// dot products read the weights as they are stored, at the speed of memory.
+// dot products read the weights as they are stored, at the speed of memory. And where both sides
+// are f32 and the right one is not transposed, a library is as good (dense_gemm.h).
 #include "wick/backend/cpu/matmul.h"
 
+#include "wick/backend/cpu/dense_gemm.h"
 #include "wick/backend/cpu/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -186,6 +188,9 @@ void matmul(const Context& context, const Tensor& a, const Tensor& b, const Matm
   }
   if (args.form == MatmulForm::nt && sizes.M <= kFewRows) {
     multiply_by_dots(context, a, b, args, sizes, bias, c);
+  } else if (b.dtype() == DType::f32 && dense_gemm_serves(args.form, sizes.K)) {
+    multiply_dense(context, {args.form, sizes.M, sizes.N, sizes.K, a.data<float>(), b.data<float>(),
+                             bias, args.accumulate, c.data<float>()});
   } else {
     multiply_packed(context, a, b, args, sizes, bias, c);
   }

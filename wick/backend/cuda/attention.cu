@@ -173,18 +173,16 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const float scale2 = call.scale * kLog2E;
   const uint32_t queries = shared_address(shared) + warp_row * kRowBytes<kD> + left_lane<kD>();
   uint32_t stage = shared_address(shared) + Tile::kKeysAt;
-  uint32_t other_stage = stage + 2 * Tile::kTileBytes;
+  const uint32_t both = 2 * stage + 2 * Tile::kTileBytes;
   if (of_tile.begin < of_tile.end) {
-    load_keys(of_tile.begin, other_stage);
+    load_keys(of_tile.begin, both - stage);
   }
   for (int first_key = of_tile.begin; first_key < of_tile.end; first_key += kKeys) {
     wait_for_copies<0>();
     __syncthreads();  // the tile is there, and the one before it is no longer read
-    const uint32_t loaded = other_stage;
-    other_stage = stage;
-    stage = loaded;
+    stage = both - stage;
     if (first_key + kKeys < of_tile.end) {
-      load_keys(first_key + kKeys, other_stage);
+      load_keys(first_key + kKeys, both - stage);
     }
     if (first_key >= of_warp.end || first_key + kKeys <= of_warp.begin) {
       continue;

@@ -192,6 +192,19 @@ void CudaBackend::rms_norm_backward(In x, In weight, In rstd, In dy, bool accumu
   cuda::rms_norm_backward(context_, {x, weight, rstd, dy}, accumulate, dx, dweight);
 }
 
+void CudaBackend::layer_norm(In x, In weight, In bias, float eps, Out y, Out mean_rstd) {
+  cuda::layer_norm(context_, x, weight, bias, eps, y, mean_rstd);
+}
+
+void CudaBackend::layer_norm_backward(In x, In weight, In mean_rstd, In dy, bool accumulate,
+                                      Out dx, Out dweight, Out dbias) {
+  cuda::layer_norm_backward(context_, {x, weight, mean_rstd, dy}, accumulate, dx, dweight, dbias);
+}
+
+void CudaBackend::softmax(In x, Out y) {
+  cuda::softmax(context_, x, y);
+}
+
 void CudaBackend::gate(In g, In u, Activation activation, Out h) {
   cuda::gate(context_, g, u, activation, h);
 }
