@@ -16,6 +16,7 @@ struct SuiteOptions {
   std::string filter;          // only cases whose name contains this
   bool heavy = false;          // whole models too
   std::string shape;           // only whole models of this shape ("qwen2.5-0.5b"); empty: all
+  std::string device = "cpu";  // whose cases to list
   Profile* profile = nullptr;  // of `backend`: counts the timed calls, and those alone
 };
 
