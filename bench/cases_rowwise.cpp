@@ -71,46 +71,6 @@ PreparedCase prepare_softmax(Backend& be) {
   return awaited(be, work, error);
 }
 
-PreparedCase prepare_layer_norm(Backend& be) {
-  const Tensor x = normal_tensor(be, {kRows, kColumns}, 1.0F, 1);
-  const Tensor w = normal_tensor(be, {kColumns}, 1.0F, 2);
-  const Tensor b = normal_tensor(be, {kColumns}, 1.0F, 3);
-  const Tensor y = be.allocate({kRows, kColumns}, DType::f32);
-  const auto call = [=, &be] {
-    be.layer_norm(x, w, b, kEpsilon, y, {});
-    be.synchronize();
-  };
-  const auto error = [=, &be] {
-    call();
-    const std::vector<double> wide_x = widened(values_of(be, x));
-    const std::vector<double> wide_w = widened(values_of(be, w));
-    const std::vector<double> wide_b = widened(values_of(be, b));
-    std::vector<double> wanted(wide_x.size());
-    std::vector<double> mean_rstd(2 * kRows);
-    reference::layer_norm<double>(wide_x.data(), wide_w.data(), wide_b.data(), kEpsilon, kRows,
-                                  kColumns, wanted.data(), mean_rstd.data());
-    return relative_error(values_of(be, y), wanted);
-  };
-  return {call, error};
-}
-
-PreparedCase prepare_softmax(Backend& be) {
-  const Tensor x = normal_tensor(be, {kRows, kColumns}, 1.0F, 1);
-  const Tensor y = be.allocate({kRows, kColumns}, DType::f32);
-  const auto call = [=, &be] {
-    be.softmax(x, y);
-    be.synchronize();
-  };
-  const auto error = [=, &be] {
-    call();
-    const std::vector<double> wide_x = widened(values_of(be, x));
-    std::vector<double> wanted(wide_x.size());
-    reference::softmax<double>(wide_x.data(), kRows, kColumns, wanted.data());
-    return relative_error(values_of(be, y), wanted);
-  };
-  return {call, error};
-}
-
 }  // namespace
 
 std::vector<Case> rowwise_cases() {
