@@ -210,8 +210,8 @@ TEST_P(Conformance, LoraForwardOfOneAdapter) {
     SCOPED_TRACE(fmt::format("T {} in {} out {} R {}", T, in, out, R));
     const DType type = activations();
     const Values x = random(T * in, type);
-    const Values a = random(R * in);
-    const Values b = random(out * R);
+    const Values a = random(R * in, type);
+    const Values b = random(out * R, type);
     const Values before = random(T * out, type);
     Values s(T * R);
     Values y = before;
@@ -376,8 +376,8 @@ TEST_P(Conformance, LoraBackward) {
       const Values x = random(T * in, type);
       const Values s = random(T * R, type);
       const Values dy = random(T * out, type, 0.2);
-      const Values a = random(R * in);
-      const Values b = random(out * R);
+      const Values a = random(R * in, type);
+      const Values b = random(out * R, type);
       Values ds(T * R);
       Values da = random(R * in);
       Values db = random(out * R);

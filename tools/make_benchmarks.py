@@ -208,6 +208,9 @@ def lacks_section(record):
 
 
 def device_part(record, device):
+    unknown = {kind_of(case) for case in record["cases"]} - {kind for kind, _, _ in KINDS}
+    if unknown:
+        sys.exit(f"benchmarks/{device}.json: say in KINDS what these cases include: {', '.join(sorted(unknown))}")
     charts = [f"![{CHART_TITLES[name]}](benchmarks/{device}-{name}.svg)" for name in ("ratios", "speed")
               if CHARTS[name](record)]
     lines = [f"## {DEVICES[device]}", "", *configuration(record), "### Results", "",
@@ -270,7 +273,7 @@ def readme_table(record):
     machine = record["machine"]
     header = ["case", "wick", *(NAMES[p] for p in peers)]
     about = (f"{machine['processor']}, {record['threads']} threads a side; in brackets time of wick / time of the peer. "
-             "oneDNN: the bare products alone.")
+             "oneDNN: the bare products alone. All cases, what each includes, memory and profiles: [BENCHMARKS.md](BENCHMARKS.md).")
     return "\n".join([BEGIN, "", about, "", *table(header, rows), END])
 
 

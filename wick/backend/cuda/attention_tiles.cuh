@@ -63,8 +63,8 @@ __device__ __forceinline__ uint32_t right_lane() {
 template <int kD, int kBlocks, int kColumns>
 __device__ __forceinline__ void multiply_nt(uint32_t a, uint32_t b,
                                             float (&acc)[kBlocks][kColumns / 8][4]) {
-  // Two blocks of a large head leave no registers for reads far ahead.
-  constexpr int kUnroll = kBlocks * kD > 192 ? 2 : kD / 16;
+  // Two blocks leave no registers for reads far ahead.
+  constexpr int kUnroll = kBlocks == 2 ? 2 : kD / 16;
 #pragma unroll kUnroll
   for (int step = 0; step < kD / 16; ++step) {
     uint32_t left[kBlocks][4];

@@ -145,8 +145,7 @@ void CudaBackend::linears(In x, std::span<const LinearTerm> terms) {
   for (const LinearTerm& term : terms) {
     MatmulArgs args{.bias = term.bias ? &term.bias : nullptr};
     if (!term.adapters.empty()) {
-      lora_shrink(context_, x, term.adapters, term.row_adapter, term.s);
-      lora_expand(context_, term.s, term.adapters, term.row_adapter, term.y);
+      lora_delta(context_, x, term.adapters, term.row_adapter, term.s, term.y);
       args.accumulate = true;
     }
     cuda::matmul(context_, x, term.weight, args, term.y);
@@ -196,8 +195,8 @@ void CudaBackend::layer_norm(In x, In weight, In bias, float eps, Out y, Out mea
   cuda::layer_norm(context_, x, weight, bias, eps, y, mean_rstd);
 }
 
-void CudaBackend::layer_norm_backward(In x, In weight, In mean_rstd, In dy, bool accumulate,
-                                      Out dx, Out dweight, Out dbias) {
+void CudaBackend::layer_norm_backward(In x, In weight, In mean_rstd, In dy, bool accumulate, Out dx,
+                                      Out dweight, Out dbias) {
   cuda::layer_norm_backward(context_, {x, weight, mean_rstd, dy}, accumulate, dx, dweight, dbias);
 }
 

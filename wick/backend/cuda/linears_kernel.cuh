@@ -346,7 +346,7 @@ __global__ void __launch_bounds__(kLinearsThreads, kLinearsBlocks)
     if (adapted && first) {
       cluster_wait();
       gather_parts<T>(args, term, partial, low);
-      cluster_arrive();
+      cluster_arrive_relaxed();
       __syncthreads();
     }
     if (n >= channels) {

@@ -49,18 +49,18 @@ struct BackwardArgs {
   Collect<T> collect;
 };
 
-// values[i] summed over the lanes, for i = lane.
+// values[i] summed over the lanes, for i = lane, in values[0]: each step halves what a lane keeps.
+template <int WIDTH = 16>
 __device__ __forceinline__ float transpose_sum(float (&values)[32]) {
-  const int lane = threadIdx.x & 31;
+  const bool upper = (threadIdx.x & WIDTH) != 0;
 #pragma unroll
-  for (int width = 16; width > 0; width /= 2) {
-    const bool upper = (lane & width) != 0;
-#pragma unroll
-    for (int i = 0; i < width; ++i) {
-      const float keep = upper ? values[i + width] : values[i];
-      const float send = upper ? values[i] : values[i + width];
-      values[i] = keep + __shfl_xor_sync(0xffffffffU, send, width);
-    }
+  for (int i = 0; i < WIDTH; ++i) {
+    const float keep = upper ? values[i + WIDTH] : values[i];
+    const float send = upper ? values[i] : values[i + WIDTH];
+    values[i] = keep + __shfl_xor_sync(0xffffffffU, send, WIDTH);
+  }
+  if constexpr (WIDTH > 1) {
+    return transpose_sum<WIDTH / 2>(values);
   }
   return values[0];
 }
@@ -71,11 +71,11 @@ __device__ __forceinline__ void load_ranks(const T* row, int r0, int rank,
                                            float (&values)[kRanks]) {
   if constexpr (VECTOR) {
     load8(row + r0, values);
-    return;
-  }
+  } else {
 #pragma unroll
-  for (int j = 0; j < kRanks; ++j) {
-    values[j] = r0 + j < rank ? to_float(row[r0 + j]) : 0.0F;
+    for (int j = 0; j < kRanks; ++j) {
+      values[j] = r0 + j < rank ? to_float(row[r0 + j]) : 0.0F;
+    }
   }
 }
 
