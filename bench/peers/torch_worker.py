@@ -243,7 +243,8 @@ KINDS = {
     "softmax": rowwise(lambda x, w, b: torch.softmax(x, -1)),
     "layer_norm": rowwise(lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b)),
     "rms_norm": rowwise(lambda x, w, b: F.rms_norm(x, x.shape[-1:], w, 1e-6)),
-    "sample": sample, "kv_append": kv_append, "kv_fill": kv_fill, "gemm": gemm, "train_step": train_step, "decode": decode, "prefill": prefill,
+    "sample": sample, "kv_append": kv_append, "kv_fill": kv_fill, "gemm": gemm,
+    "train_step": train_step, "decode": decode, "prefill": prefill,
 }
 
 if __name__ == "__main__":
