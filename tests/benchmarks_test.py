@@ -102,7 +102,7 @@ class Pages(unittest.TestCase):
                             "matmul_gflops_all": 1e5, "read_gbs_all": 1e3}
         self.write(other, "cuda")
         self.assertEqual(self.run_tool().returncode, 0)
-        cpu, cuda = self.page().split("## CUDA\n")
+        cpu, cuda = self.page().split("## CUDA: Test Card\n")
         self.assertIn("200 GF/s (100 %)", cpu)
         self.assertIn("200 GF/s (0 %)", cuda)
         self.assertIn("matrix products 100000 GF/s", cuda)
@@ -114,6 +114,33 @@ class Pages(unittest.TestCase):
         self.write(slow)
         self.run_tool()
         self.assertIn("0.80 (`lora_delta:T=64,d=1024,r=8`) | **no** |", self.page())
+
+    def test_a_card_stands_beside_its_ceilings_and_the_cpu(self):
+        self.write(RECORD)
+        card = copy.deepcopy(RECORD)
+        card["machine"] = {"processor": "Test Card", "detail": "Test Card: 80 GiB", "system": "Test System",
+                           "fma_gflops_all": 1e4, "matmul_gflops_all": 1e5, "read_gbs_all": 1e3, "launch_seconds": 1e-5,
+                           "kernel_seconds": 5e-7}
+        delta, step = card["cases"][:2]
+        delta["results"] = {"wick": {"seconds": [1e-5]}, "torch": {"seconds": [4e-5]}}
+        graph = copy.deepcopy(delta)
+        graph["name"] += ",in=graph"
+        graph["results"] = {"wick": {"seconds": [2e-6, 2e-6, 4e-6]}, "torch": {"seconds": [8e-6]}}
+        step["results"] = {"wick": {"seconds": [0.02], "extra": {"peak_device_bytes": 3 << 30, "peak_rss_bytes": 1}},
+                           "torch": {"unavailable": "out of memory"}}
+        card["cases"] = [delta, graph, step]
+        self.write(card, "cuda-test")
+        self.assertEqual(self.run_tool().returncode, 0)
+        part = self.page().split("## CUDA: Test Card\n")[1]
+        # 2 Mflop take 0.2 us at 10 TF/s, 1 MB takes 1 us at 1 TB/s, longer than one small kernel.
+        self.assertIn("| `T=64, d=1024, r=8` | 2 µs (2 µs) | 8 µs (8 µs) | 0.25 | 1 µs (memory) | 50 % | 10 µs (10 µs) | "
+                      "40 µs (40 µs) | 0.25 |", part)
+        self.assertIn("| LoRA forward, `T=64, d=1024, r=8` | 20 µs | 10 µs | 2.00 | 2 µs | 10.0 |", part)
+        self.assertIn("25,600 tok/s | - | - | 20 ms | 10 ms (products) | 50 % | 3.0 GiB | - |", part)
+        self.assertIn("| PyTorch | train_step | out of memory |", part)
+        readme = (self.root / "README.md").read_text(encoding="utf-8")
+        self.assertIn("Test Card, beside PyTorch", readme)
+        self.assertIn("| LoRA delta, `T=64, d=1024, r=8, in=graph` | 2 µs | 8 µs (0.25) |", readme)
 
     def test_without_samples_there_is_nothing_to_check(self):
         self.assertEqual(self.run_tool("--check").returncode, 0)

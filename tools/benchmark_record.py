@@ -35,8 +35,10 @@ def ratio_text(value):
 
 
 def memory_of(case):
-    """Side -> peak resident bytes of its process."""
-    return {side: r["extra"]["peak_rss_bytes"] for side, r in case["results"].items() if "extra" in r}
+    """Side -> peak resident bytes of its process; of a GPU's memory, where the case ran on one."""
+    peaks = {side: r["extra"].get("peak_device_bytes", r["extra"].get("peak_rss_bytes"))
+             for side, r in case["results"].items() if "extra" in r}
+    return {side: peak for side, peak in peaks.items() if peak is not None}
 
 
 def kind_of(case):

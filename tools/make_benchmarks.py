@@ -2,8 +2,8 @@
 # Writes BENCHMARKS.md, its charts and the README's table from the samples in benchmarks/*.json.
 """Usage: make_benchmarks.py [--check] [ROOT]
 
-Nothing in BENCHMARKS.md, or in a table that the README marks, is typed by hand: all comes from benchmarks/cpu.json (and
-benchmarks/cuda.json, where there is one), which `./run compare` writes. --check writes nothing and exits with 1 where a
+Nothing in BENCHMARKS.md, or in a table that the README marks, is typed by hand: all comes from benchmarks/cpu.json, which
+`./run compare` writes, and from benchmarks/cuda*.json, a file a card, which bench/gpu.sh writes. --check writes nothing and exits with 1 where a
 file differs from what the samples give.
 """
 
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from benchmark_charts import CHARTS
 from benchmark_goals import goals_of
+from benchmark_gpu import gpu_part, is_gpu, readme_rows
 from benchmark_record import (NAMES, case_named, cases_of, duration, flop_limit, kind_of, label_of, median, memory_of,
                               ratio, ratio_text, sides_of, times_of)
 
 BEGIN, END = "<!-- table: tools/make_benchmarks.py -->", "<!-- end of table -->"
-DEVICES = {"cpu": "CPU", "cuda": "CUDA"}  # file name -> heading
 CHART_TITLES = {"ratios": "time of wick over time of each peer; left of the line wick is faster",
                 "speed": "tokens a second, whole models", "memory": "peak memory of the process, whole models",
                 "kernels": "where the time of whole models goes"}
@@ -207,13 +207,25 @@ def lacks_section(record):
     return ["### Not measured, and why", "", *table(["side", "cases", "reason"], rows)] if rows else []
 
 
+def heading_of(record, device):
+    return "CPU" if device == "cpu" else f"CUDA: {record['machine']['processor']}"
+
+
+def gpu_lines(record, device, cpu):
+    lines = [f"## {heading_of(record, device)}", "", *gpu_part(record, cpu)]
+    for name in ("speed", "memory"):
+        if CHARTS[name](record):
+            lines += [f"![{CHART_TITLES[name].replace('of the process', 'of the GPU')}](benchmarks/{device}-{name}.svg)", ""]
+    return lines + kernel_section(record, device) + lacks_section(record)
+
+
 def device_part(record, device):
     unknown = {kind_of(case) for case in record["cases"]} - {kind for kind, _, _ in KINDS}
     if unknown:
         sys.exit(f"benchmarks/{device}.json: say in KINDS what these cases include: {', '.join(sorted(unknown))}")
     charts = [f"![{CHART_TITLES[name]}](benchmarks/{device}-{name}.svg)" for name in ("ratios", "speed")
               if CHARTS[name](record)]
-    lines = [f"## {DEVICES[device]}", "", *configuration(record), "### Results", "",
+    lines = [f"## {heading_of(record, device)}", "", *configuration(record), "### Results", "",
              f"Small cases: up to {record['rounds']} x {record['samples']} samples a side, taken in {record['rounds']} turns; whole "
              "models: fewer, all in the file of samples. Times are medians, with minima in brackets; ratios are of medians, below 1 where wick is faster.", ""]
     for link in charts:
@@ -246,6 +258,7 @@ REPRODUCE = """## How to reproduce
 
 ```
 ./run compare                           # everything; installs the peers into build/peers
+bench/gpu.sh WICK benchmarks/cuda.json   # on a machine with a GPU, a program of ./run cuda-build
 ./run compare --filter lora_            # some cases, shown only
 wick bench machine                      # the machine's limits
 wick bench training                     # wick alone; inference: the other suite
@@ -258,11 +271,20 @@ tools/compare_bench.py OLD.json NEW.json
 def benchmarks_page(records):
     parts = [METHOD.rstrip("\n"), ""]
     for device, record in records.items():
-        parts += device_part(record, device)
+        parts += gpu_lines(record, device, records.get("cpu")) if is_gpu(record) else device_part(record, device)
     return "\n".join(parts + [REPRODUCE])
 
 
-def readme_table(record):
+def readme_gpu_table(record):
+    """Of one card; empty where the record is not of one."""
+    if not is_gpu(record):
+        return []
+    about = (f"{record['machine']['processor']}, beside PyTorch (whole models: PEFT + transformers). in=graph: the time of a call "
+             "inside a replayed CUDA graph. In brackets time of wick / time of PyTorch.")
+    return [about, "", *table(["case", "wick", "PyTorch"], readme_rows(record))]
+
+
+def readme_table(record, others):
     peers = [side for side in sides_of(record) if side in ("onednn", "torch", "mlx", "llama.cpp")]
     titles = {kind: title for kind, title, _ in KINDS}
     rows = []
@@ -274,7 +296,8 @@ def readme_table(record):
     header = ["case", "wick", *(NAMES[p] for p in peers)]
     about = (f"{machine['processor']}, {record['threads']} threads a side; in brackets time of wick / time of the peer. "
              "oneDNN: the bare products alone. All cases, what each includes, memory and profiles: [BENCHMARKS.md](BENCHMARKS.md).")
-    return "\n".join([BEGIN, "", about, "", *table(header, rows), END])
+    gpus = [line for other in others for line in readme_gpu_table(other)]
+    return "\n".join([BEGIN, "", about, "", *table(header, rows), *gpus, END])
 
 
 def with_table(readme, text):
@@ -286,8 +309,8 @@ def with_table(readme, text):
 
 def make_pages(root):
     """Path -> text of everything that the samples under `root` give; empty without samples."""
-    records = {device: json.loads((root / "benchmarks" / f"{device}.json").read_text(encoding="utf-8"))
-               for device in DEVICES if (root / "benchmarks" / f"{device}.json").exists()}
+    paths = [root / "benchmarks" / "cpu.json", *sorted((root / "benchmarks").glob("cuda*.json"))]
+    records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()}
     pages = {}
     for device, record in records.items():
         for name, draw in CHARTS.items():
@@ -298,7 +321,7 @@ def make_pages(root):
         pages[root / "BENCHMARKS.md"] = benchmarks_page(records)
     if "cpu" in records:
         readme = root / "README.md"
-        pages[readme] = with_table(readme.read_text(encoding="utf-8"), readme_table(records["cpu"]))
+        pages[readme] = with_table(readme.read_text(encoding="utf-8"), readme_table(records["cpu"], list(records.values())))
     return pages
 
 
