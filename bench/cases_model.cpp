@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "bench/case.h"
+#include "bench/builders.h"
 #include "bench/inputs.h"
 #include "wick/infer/generator.h"
 #include "wick/io/weight_source.h"
@@ -41,14 +41,21 @@ std::vector<NamedShape> shapes() {
   one_and_half.num_layers = 28;
   one_and_half.num_heads = 12;
   one_and_half.head_dim = 128;
-  return {{"qwen2.5-0.5b", half}, {"qwen2.5-1.5b", one_and_half}};
+  ModelConfig seven = one_and_half;
+  seven.vocab_size = 152064;
+  seven.hidden_size = 3584;
+  seven.intermediate_size = 18944;
+  seven.num_heads = 28;
+  seven.num_kv_heads = 4;
+  seven.tie_word_embeddings = false;
+  return {{"qwen2.5-0.5b", half}, {"qwen2.5-1.5b", one_and_half}, {"qwen2.5-7b", seven}};
 }
 
-// Any name holds normal numbers: drawn once, then each tensor reads them from a place of its own.
+// Any name holds normal numbers.
 class RandomWeights : public WeightSource {
  public:
-  RandomWeights(const ModelConfig& config, DType dtype)
-      : config_(config), dtype_(dtype), pool_(normal_values(1 << 20, 0.02F, 5)) {}
+  RandomWeights(Backend& be, const ModelConfig& config, DType dtype)
+      : config_(config), dtype_(dtype), pool_(be, 0.02F, dtype) {}
 
   std::string description() const override { return "random weights"; }
   std::vector<std::string> names() const override { return {}; }
@@ -88,29 +95,18 @@ class RandomWeights : public WeightSource {
   }
 
   Tensor read(Backend& backend, std::string_view name) const override {
-    const Shape shape = shape_of(name);
-    const Tensor tensor = backend.allocate(shape, dtype_);
-    const auto size = static_cast<int64_t>(pool_.size());
-    const auto start = static_cast<int64_t>(std::hash<std::string_view>{}(name) % pool_.size());
-    for (int64_t done = 0; done < shape.elements();) {
-      const int64_t from = (start + done) % size;
-      const int64_t count = std::min(size - from, shape.elements() - done);
-      const Tensor wide = tensor_of(
-          backend, std::span(pool_).subspan(static_cast<size_t>(from), static_cast<size_t>(count)),
-          {count});
-      backend.cast(wide, tensor.part(done, {count}));
-      done += count;
-    }
+    const Tensor tensor = backend.allocate(shape_of(name), dtype_);
+    pool_.fill(std::hash<std::string_view>{}(name), tensor);
     return tensor;
   }
 
   ModelConfig config_;
   DType dtype_;
-  std::vector<float> pool_;
+  NormalPool pool_;
 };
 
 std::unique_ptr<Decoder> random_decoder(Backend& be, const ModelConfig& config, DType dtype) {
-  return std::make_unique<Decoder>(be, config, RandomWeights(config, dtype));
+  return std::make_unique<Decoder>(be, config, RandomWeights(be, config, dtype));
 }
 
 AttachedAdapter attach_everywhere(Backend& be, Decoder& decoder, int64_t rank) {
@@ -129,13 +125,22 @@ std::vector<int32_t> some_ids(int64_t count) {
   return ids;
 }
 
+double head_parameters(const ModelConfig& c) {
+  return static_cast<double>(c.vocab_size * c.hidden_size);
+}
+
 // Parameters that every token is multiplied with: all but the embedding's rows, the tied head
 // included.
 double product_parameters(const ModelConfig& c) {
   const int64_t q = c.num_heads * c.head_dim;
   const int64_t kv = c.num_kv_heads * c.head_dim;
   const int64_t layer = c.hidden_size * (2 * q + 2 * kv + 3 * c.intermediate_size);
-  return static_cast<double>(c.num_layers * layer + c.vocab_size * c.hidden_size);
+  return static_cast<double>(c.num_layers * layer) + head_parameters(c);
+}
+
+// Of T causal tokens through all layers: two products of the heads' width a pair that is seen.
+double attention_flops(const ModelConfig& c, int64_t T) {
+  return 2.0 * static_cast<double>(T * T * c.num_heads * c.head_dim * c.num_layers);
 }
 
 double adapter_parameters(const ModelConfig& c, int64_t rank) {
@@ -146,45 +151,59 @@ double adapter_parameters(const ModelConfig& c, int64_t rank) {
   return static_cast<double>(c.num_layers * rank * sides);
 }
 
+struct TrainSizes {
+  int64_t B, T;  // sequences of T tokens
+  int64_t rank = 16;
+  DType dtype = DType::bf16;
+};
+
+// One micro-batch in which every token but the last of each sequence is to predict the next.
+MicroBatch some_batch(const TrainSizes& sizes) {
+  MicroBatch batch;
+  for (int64_t row = 0; row < sizes.B; ++row) {
+    batch.inputs.push_back(some_ids(sizes.T));
+    for (int64_t i = 0; i + 1 < sizes.T; ++i) {
+      batch.target_rows.push_back(static_cast<int32_t>(row * sizes.T + i));
+      batch.targets.push_back(batch.inputs.back()[static_cast<size_t>(i) + 1]);
+    }
+  }
+  batch.rows = sizes.B * sizes.T;
+  return batch;
+}
+
 // One optimiser step of LoRA on all seven projections: forward, loss on every token, backward,
 // clipping, AdamW.
-Case train_case(const NamedShape& shape, int64_t T, int64_t rank, DType dtype) {
+Case train_case(const NamedShape& shape, const TrainSizes& sizes) {
   const ModelConfig& config = shape.config;
-  const auto tokens = static_cast<double>(T);
+  const auto tokens = static_cast<double>(sizes.B * sizes.T);
   Case c{.suite = "training",
-         .name = fmt::format("train_step:shape={},T={},r={},dtype={}", shape.name, T, rank,
-                             name_of(dtype)),
-         .flops = tokens *
-                  (4.0 * product_parameters(config) + 6.0 * adapter_parameters(config, rank) +
-                   6.0 * tokens *
-                       static_cast<double>(config.num_heads * config.head_dim * config.num_layers)),
+         .name = fmt::format("train_step:shape={},{}T={},r={},dtype={}", shape.name,
+                             sizes.B > 1 ? fmt::format("B={},", sizes.B) : "", sizes.T, sizes.rank,
+                             name_of(sizes.dtype)),
+         .flops = tokens * (4.0 * product_parameters(config) +
+                            6.0 * adapter_parameters(config, sizes.rank)) +
+                  3.0 * static_cast<double>(sizes.B) * attention_flops(config, sizes.T),
          .tokens = tokens,
          .heavy = true};
-  c.prepare = [=](Backend& be) {
+  c.prepare = [config, sizes](Backend& be) {
     struct State {
       std::unique_ptr<Decoder> decoder;
       AttachedAdapter adapter;
       std::unique_ptr<AdamW> optimizer;
       Alone alone;
       std::unique_ptr<TrainStep> step;
-      std::vector<MicroBatch> batches = std::vector<MicroBatch>(1);
+      std::vector<MicroBatch> batches;
       int64_t steps = 0;
     };
     auto s = std::make_shared<State>();
-    s->decoder = random_decoder(be, config, dtype);
-    s->adapter = attach_everywhere(be, *s->decoder, rank);
+    s->decoder = random_decoder(be, config, sizes.dtype);
+    s->adapter = attach_everywhere(be, *s->decoder, sizes.rank);
     s->optimizer = std::make_unique<AdamW>(
         be, s->adapter.values, s->adapter.grads,
         std::vector<ParameterGroup>{{0, s->adapter.values.elements(), 1.0F, 0.01F}},
         AdamWOptions{.max_gradient_norm = 1.0F});
     s->step = std::make_unique<TrainStep>(*s->decoder, *s->optimizer, 0, s->alone);
-    MicroBatch& batch = s->batches.front();
-    batch.inputs = {some_ids(T)};
-    batch.rows = T;
-    for (int32_t i = 0; i + 1 < T; ++i) {
-      batch.target_rows.push_back(i);
-      batch.targets.push_back(batch.inputs[0][static_cast<size_t>(i) + 1]);
-    }
+    s->batches = {some_batch(sizes)};
     const auto call = [s] {
       s->step->run(s->batches, s->steps + 1, 1e-4F, s->steps);
       ++s->steps;
@@ -197,7 +216,10 @@ Case train_case(const NamedShape& shape, int64_t T, int64_t rank, DType dtype) {
 Case prefill_case(const NamedShape& shape, int64_t T, DType dtype) {
   Case c{.suite = "inference",
          .name = fmt::format("prefill:shape={},T={},dtype={}", shape.name, T, name_of(dtype)),
-         .flops = 2.0 * static_cast<double>(T) * product_parameters(shape.config),
+         // The head sees the last token alone.
+         .flops = 2.0 * static_cast<double>(T) *
+                      (product_parameters(shape.config) - head_parameters(shape.config)) +
+                  2.0 * head_parameters(shape.config) + attention_flops(shape.config, T),
          .tokens = static_cast<double>(T),
          .heavy = true};
   c.prepare = [config = shape.config, T, dtype](Backend& be) {
@@ -232,8 +254,12 @@ Case decode_case(const NamedShape& shape, int64_t prompt, int64_t tokens, DType 
       attach_everywhere(be, *decoder, rank);
     }
     const std::vector<int32_t> ids = some_ids(prompt);
-    const auto call = [=] { generate(*decoder, ids, {.max_tokens = tokens + 1}); };
-    return PreparedCase{call, {}};
+    auto last = std::make_shared<Generation>();
+    const auto call = [=] { *last = generate(*decoder, ids, {.max_tokens = tokens + 1}); };
+    return PreparedCase{
+        .call = call, .extra = [last] {
+          return std::map<std::string, double>{{"seconds_after_prompt", last->decode_seconds}};
+        }};
   };
   return c;
 }
@@ -243,9 +269,9 @@ Case decode_case(const NamedShape& shape, int64_t prompt, int64_t tokens, DType 
 std::vector<Case> model_cases() {
   const std::vector<NamedShape> named = shapes();
   std::vector<Case> cases;
-  for (const NamedShape& shape : named) {
+  for (const NamedShape& shape : {named[0], named[1]}) {
     for (const DType dtype : {DType::bf16, DType::f32}) {
-      cases.push_back(train_case(shape, 512, 16, dtype));
+      cases.push_back(train_case(shape, {.B = 1, .T = 512, .dtype = dtype}));
     }
   }
   cases.push_back(prefill_case(named[0], 512, DType::bf16));
@@ -254,6 +280,23 @@ std::vector<Case> model_cases() {
   cases.push_back(decode_case(named[0], 16, 32, DType::bf16, 16));
   cases.push_back(decode_case(named[0], 16, 32, DType::f32, 0));
   cases.push_back(decode_case(named[1], 16, 32, DType::bf16, 0));
+  return cases;
+}
+
+std::vector<Case> gpu_model_cases() {
+  const std::vector<NamedShape> named = shapes();
+  std::vector<Case> cases;
+  for (const NamedShape& shape : named) {
+    const bool large = shape.name == "qwen2.5-7b";
+    cases.push_back(
+        train_case(shape, large ? TrainSizes{.B = 2, .T = 4096} : TrainSizes{.B = 4, .T = 2048}));
+    cases.push_back(train_case(shape, {.B = 1, .T = 512}));
+  }
+  for (const NamedShape& shape : {named[0], named[2]}) {
+    for (const int64_t rank : {0, 16}) {
+      cases.push_back(decode_case(shape, 16, 256, DType::bf16, rank));
+    }
+  }
   return cases;
 }
 

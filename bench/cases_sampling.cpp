@@ -2,21 +2,15 @@
 // the KV cache.
 #include <fmt/core.h>
 
-#include "bench/case.h"
+#include "bench/builders.h"
 #include "bench/inputs.h"
 #include "tests/reference/sample.h"
 
 namespace wick::bench {
 
-namespace {
-
-struct Mode {
-  std::string name;  // as the peers read it
-  SampleArgs args;
-};
-
-std::vector<Mode> modes() {
-  std::vector<Mode> list = {{"mode=greedy", {}}, {"mode=temperature", {.temperature = 0.8F}}};
+std::vector<SamplingMode> sampling_modes() {
+  std::vector<SamplingMode> list = {{"mode=greedy", {}},
+                                    {"mode=temperature", {.temperature = 0.8F}}};
   for (const int32_t k : {10, 40, 50}) {
     list.push_back({fmt::format("mode=top_k,k={}", k), {.temperature = 1.0F, .top_k = k}});
   }
@@ -27,7 +21,7 @@ std::vector<Mode> modes() {
   return list;
 }
 
-Case sample_case(int64_t V, const Mode& mode) {
+Case sample_case(int64_t V, const SamplingMode& mode) {
   Case c{.suite = "inference",
          .name = fmt::format("sample:V={},{}", V, mode.name),
          .flops = 0,
@@ -40,11 +34,14 @@ Case sample_case(int64_t V, const Mode& mode) {
     const Tensor id = be.allocate({1}, DType::i32);
     auto drawn = std::make_shared<int32_t>(0);
     auto uniform = std::make_shared<float>(0.37F);
-    const auto call = [=, &be] {
+    const auto work = [=, &be] {
       be.copy(source, logits);
       SampleArgs args = mode.args;
       args.uniform = *uniform;
       be.sample(args, logits, id);
+    };
+    const auto call = [=, &be] {
+      work();
       be.download(id, std::as_writable_bytes(std::span(drawn.get(), 1)));
     };
     const auto error = [=, &be] {
@@ -63,20 +60,23 @@ Case sample_case(int64_t V, const Mode& mode) {
       }
       return 0.0;
     };
-    return PreparedCase{call, error};
+    return PreparedCase{call, error, work};
   };
   return c;
 }
 
+namespace {
+
 // Keys and values of every layer, and a row that is appended to them all.
 struct KvSetup {
-  KvSetup(Backend& be, int64_t layers, int64_t G, int64_t D, int64_t P) : backend(be) {
-    for (int64_t i = 0; i < 2 * layers; ++i) {
-      caches.push_back(be.allocate({P, G, D}, DType::f32));
+  KvSetup(Backend& be, const KvSizes& sizes) : backend(be) {
+    const DType type = be.activation_type(sizes.dtype);
+    for (int64_t i = 0; i < 2 * sizes.layers; ++i) {
+      caches.push_back(be.allocate({sizes.P, sizes.G, sizes.D}, type));
       be.fill(0.0F, caches.back());
     }
-    row = normal_tensor(be, {1, G, D}, 1.0F, 1);
-    for (int32_t position = 0; position < P; ++position) {
+    row = normal_tensor(be, {1, sizes.G, sizes.D}, 1.0F, 1, type);
+    for (int32_t position = 0; position < sizes.P; ++position) {
       slots.push_back(tensor_of(be, std::span(&position, 1)));
     }
   }
@@ -102,26 +102,27 @@ struct KvSetup {
   Tensor row;
 };
 
-// The new keys and values of one token into the caches of `layers` layers.
-Case kv_append_case(int64_t layers, int64_t G, int64_t D, int64_t P) {
+}  // namespace
+
+// The new keys and values of one token into the caches of all layers.
+Case kv_append_case(const KvSizes& sizes) {
+  const auto [layers, G, D, P, dtype] = sizes;
   Case c{.suite = "inference",
-         .name = fmt::format("kv_append:layers={},G={},D={},P={}", layers, G, D, P),
+         .name = fmt::format("kv_append:layers={},G={},D={},P={}{}", layers, G, D, P,
+                             dtype == DType::f32 ? "" : ",dtype=bf16"),
          .flops = 0,
-         .bytes = 2.0 * 2.0 * 4.0 * static_cast<double>(layers * G * D)};
-  c.prepare = [=](Backend& be) {
-    auto setup = std::make_shared<KvSetup>(be, layers, G, D, P);
-    const auto call = [=, &be] {
-      setup->append(P / 2);
-      be.synchronize();
-    };
-    const auto error = [=] {
-      call();
-      return setup->error(P / 2);
-    };
-    return PreparedCase{call, error};
+         .bytes =
+             2.0 * 2.0 * static_cast<double>(size_of(dtype)) * static_cast<double>(layers * G * D)};
+  c.prepare = [sizes](Backend& be) {
+    auto setup = std::make_shared<KvSetup>(be, sizes);
+    const int64_t middle = sizes.P / 2;
+    return awaited(
+        be, [=] { setup->append(middle); }, [=] { return setup->error(middle); });
   };
   return c;
 }
+
+namespace {
 
 // An empty cache filled to T tokens, one by one, in all layers, as decoding fills it.
 Case kv_fill_case(int64_t layers, int64_t G, int64_t D, int64_t T) {
@@ -130,7 +131,7 @@ Case kv_fill_case(int64_t layers, int64_t G, int64_t D, int64_t T) {
          .flops = 0,
          .bytes = 2.0 * 2.0 * 4.0 * static_cast<double>(layers * G * D * T)};
   c.prepare = [=](Backend& be) {
-    auto setup = std::make_shared<KvSetup>(be, layers, G, D, T);
+    auto setup = std::make_shared<KvSetup>(be, KvSizes{layers, G, D, T});
     const auto call = [=, &be] {
       for (int64_t position = 0; position < T; ++position) {
         setup->append(position);
@@ -151,12 +152,12 @@ Case kv_fill_case(int64_t layers, int64_t G, int64_t D, int64_t T) {
 std::vector<Case> sampling_cases() {
   std::vector<Case> cases;
   for (const int64_t V : {32000, 151936}) {
-    for (const Mode& mode : modes()) {
+    for (const SamplingMode& mode : sampling_modes()) {
       cases.push_back(sample_case(V, mode));
     }
   }
-  cases.push_back(kv_append_case(1, 2, 64, 2048));
-  cases.push_back(kv_append_case(24, 2, 64, 2048));  // all of Qwen2.5-0.5B
+  cases.push_back(kv_append_case({1, 2, 64, 2048}));
+  cases.push_back(kv_append_case({24, 2, 64, 2048}));  // all of Qwen2.5-0.5B
   for (const int64_t T : {512, 1024, 2048}) {
     cases.push_back(kv_fill_case(24, 2, 64, T));
   }

@@ -24,7 +24,8 @@ WORKERS = {"torch": "torch_worker.py", "mlx": "mlx_worker.py", "llama.cpp": "lla
 NOT_PASSED_ON = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 HUGE_FLOPS = 2e12  # a call of minutes: one sample a side, and no two sides in memory at one time
 PROFILED = ["train_step:shape=qwen2.5-0.5b,T=512,r=16,dtype=bf16",
-            "decode:shape=qwen2.5-0.5b,prompt=16,tokens=32,dtype=bf16,r=16"]
+            "decode:shape=qwen2.5-0.5b,prompt=16,tokens=32,dtype=bf16,r=16",
+            "train_step:shape=qwen2.5-0.5b,B=4,T=2048,r=16,dtype=bf16"]
 SCALED_MODELS = ["train_step:shape=qwen2.5-0.5b,T=512,r=16,dtype=bf16",
                  "prefill:shape=qwen2.5-0.5b,T=512,dtype=bf16"]
 
@@ -32,13 +33,15 @@ SCALED_MODELS = ["train_step:shape=qwen2.5-0.5b,T=512,r=16,dtype=bf16",
 class Side:
     """One program under test: it answers requests line by line."""
 
-    def __init__(self, key, command, threads):
+    def __init__(self, key, command, threads, limit_s=600):
         self.key = key
+        self.limit_s = limit_s  # of one answer
         self.command = command
         self.environment = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
         self.environment |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
         self.process = None
         self.messages = None
+        self.info = {}
 
     def start(self):
         """Returns what the side says of itself, or {"unavailable": why}."""
@@ -49,15 +52,24 @@ class Side:
                                             cwd=os.path.join(HERE, "peers"))
         except OSError as error:
             return {"unavailable": str(error)}
-        return self.ask({"info": True})
+        self.info = self.ask({"info": True})
+        return self.info
 
-    def ask(self, request, limit_s=600):
+    def running(self):
+        return self.process is not None and self.process.poll() is None
+
+    def make_room(self):
+        """Gives its memory back: by forgetting what it has prepared, or by ending."""
+        if self.running() and (not self.info.get("forgets") or self.ask({"forget": True}) != {}):
+            self.stop()
+
+    def ask(self, request):
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
-            if not select.select([self.process.stdout], [], [], limit_s)[0]:
+            if not select.select([self.process.stdout], [], [], self.limit_s)[0]:
                 self.process.kill()
-                return {"unavailable": f"no answer in {limit_s} s"}
+                return {"unavailable": f"no answer in {self.limit_s} s"}
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
@@ -70,7 +82,7 @@ class Side:
         return f"ended with status {status}" + (f": {lines[-1]}" if lines else "")
 
     def stop(self):
-        if self.process and self.process.poll() is None:
+        if self.running():
             self.process.stdin.close()
             self.process.wait(timeout=60)
 
@@ -81,6 +93,10 @@ def tell(text):
 
 def all_sides(arguments):
     threads = str(arguments.threads)
+    if arguments.device != "cpu":
+        worker = ["torch_cuda_worker.py", "--device", arguments.device]
+        return [Side("wick", [arguments.wick, "bench", "worker", "--device", arguments.device], threads, 90),
+                Side("torch", [arguments.torch_python or "no Python with torch", *worker], threads, 90)]
     found = [Side("wick", [arguments.wick, "bench", "worker", "--threads", threads], threads)]
     for name in ("onednn", "openblas"):
         found.append(Side(name, [os.path.join(arguments.build, f"{name}_peer")], threads))
@@ -107,6 +123,8 @@ def started(sides, record):
 
 
 def request_of(case, arguments):
+    if arguments.device != "cpu" and case["heavy"]:
+        return {"case": case["name"], "samples": 5, "budget_s": 4, "warm_up": 3, "warm_up_s": 2}
     if case["flops"] > HUGE_FLOPS:
         return {"case": case["name"], "samples": 1, "warm_up": 0}
     if case["heavy"]:
@@ -139,39 +157,64 @@ def add_samples(case, side, results, arguments):
         result["extra"] = answer["extra"]
 
 
-def one_after_another(case, arguments, record):
-    """A sample a side, each side's process ended before the next one starts."""
+def one_after_another(case, sides, arguments, record):
+    """All samples of a side, its memory given back before the next one starts."""
     results = {}
-    for side in all_sides(arguments):
-        for present in started([side], record):
+    for side in sides:
+        for present in [side] if side.running() else started([side], record):
             add_samples(case, present, results, arguments)
-            present.stop()
+            present.make_room()
     return results
+
+
+def check_wick(case, results, arguments, record):
+    """On the CPU wick is to do every case; on a GPU, whose time is dear, the others go on without one that fails."""
+    reason = results.get("wick", {}).get("unavailable")
+    if reason is None:
+        return
+    if arguments.device == "cpu":
+        sys.exit(f"{case['name']}: wick: {reason}")
+    record["failed"] = record.get("failed", 0) + 1
+    tell(f"FAILED: {case['name']}: wick: {reason}")
 
 
 def compare(cases, arguments, record):
     begin, done = time.time(), 0
     light, heavy = [c for c in cases if not c["heavy"]], [c for c in cases if c["heavy"]]
+    on_gpu = arguments.device != "cpu"
+    sides = all_sides(arguments)
     # Whole models get fresh processes each, so that a side's peak memory is that of one case.
     for group in ([light] if light else []) + [[case] for case in heavy]:
-        huge = group[0]["flops"] > HUGE_FLOPS
-        active = [] if huge else started(all_sides(arguments), record)
+        alone = group[0]["heavy"] if on_gpu else group[0]["flops"] > HUGE_FLOPS
+        active = [] if alone else started(sides, record)
         for case in group:
-            results = one_after_another(case, arguments, record) if huge else take_turns(case, active, arguments)
-            if "seconds" not in results["wick"]:
-                sys.exit(f"{case['name']}: wick: {results['wick']['unavailable']}")
+            if time.time() - begin > arguments.deadline:
+                tell(f"no time left for {case['name']}")
+                continue
+            if alone:
+                results = one_after_another(case, sides, arguments, record)
+            else:
+                if on_gpu:
+                    started([side for side in active if not side.running()], record)
+                results = take_turns(case, active, arguments)
+            check_wick(case, results, arguments, record)
             record["cases"].append({**case, "results": results})
             done += 1
             show(f"[{done}/{len(cases)} {time.time() - begin:.0f} s]", case, results)
+            if on_gpu:
+                write(record, arguments.output)  # the machine may be taken away at any time
         for side in active:
-            side.stop()
+            side.make_room() if on_gpu else side.stop()
+    for side in sides:
+        side.stop()
 
 
 def wick_json(arguments, *command):
     """Runs `wick bench ...`, its table on standard error; returns its JSON."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "result.json")
-        subprocess.run([arguments.wick, "bench", *command, "--json", path, "--threads", str(arguments.threads)],
+        where = ["--device", arguments.device, "--threads", str(arguments.threads)]
+        subprocess.run([arguments.wick, "bench", *command, "--json", path, *where],
                        check=True, stdout=sys.stderr, cwd=folder)
         with open(path, encoding="utf-8") as file:
             return json.load(file)
@@ -234,15 +277,19 @@ def measure_profiles(cases, arguments):
     profiles = []
     for case in cases:
         if case["name"] in PROFILED:
-            result = wick_json(arguments, case["suite"], "--whole-models", "--filter", case["name"], "--profile")
+            try:
+                result = wick_json(arguments, case["suite"], "--whole-models", "--filter", case["name"], "--profile")
+            except subprocess.CalledProcessError as error:
+                tell(f"no profile of {case['name']}: {error}")
+                continue
             calls = sum(len(c["seconds"]) for c in result["cases"] if c["name"] == case["name"])
             profiles.append({"name": case["name"], "calls": calls, **result["profile"]})
     return profiles
 
 
 def run(arguments):
-    listing = subprocess.run([arguments.wick, "bench", "list", "--suite", arguments.suite], check=True,
-                             capture_output=True, text=True)
+    listing = subprocess.run([arguments.wick, "bench", "list", "--suite", arguments.suite, "--device", arguments.device],
+                             check=True, capture_output=True, text=True)
     cases = [case for case in json.loads(listing.stdout)["cases"] if arguments.filter in case["name"]
              and not (arguments.no_models and case["heavy"])]
     if not cases:
@@ -252,9 +299,11 @@ def run(arguments):
               "threads": arguments.threads, "rounds": arguments.rounds, "samples": arguments.samples, "sides": {},
               "cases": []}
     compare(cases, arguments, record)
+    record["profiles"] = measure_profiles(cases, arguments)
+    if arguments.device != "cpu":
+        return record
     record["scaling"] = measure_scaling(cases, arguments)
     record["neighbour"] = measure_neighbour(cases, arguments)
-    record["profiles"] = measure_profiles(cases, arguments)
     return record
 
 
@@ -265,7 +314,7 @@ def median(values):
 
 
 def show(progress, case, results):
-    own = median(results["wick"]["seconds"])
+    own = median(results["wick"].get("seconds") or [float("nan")])
     parts = [f"{key} {1e6 * median(r['seconds']):.1f} ({own / median(r['seconds']):.2f})"
              for key, r in results.items() if r.get("seconds")]
     tell(f"{progress} {case['name']}: " + ", ".join(parts) + " us (wick/it)")
@@ -278,6 +327,7 @@ def parse_arguments():
     parser.add_argument("--torch-python", default="", help="a Python that has torch, transformers and peft")
     parser.add_argument("--mlx-python", default="", help="a Python that has mlx")
     parser.add_argument("--llama-python", default="", help="a Python that has llama_cpp and gguf")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, where PyTorch is the only peer")
     parser.add_argument("--suite", default="all", help="training, inference or all")
     parser.add_argument("--filter", default="", help="only cases whose name contains this")
     parser.add_argument("--no-models", action="store_true", help="leave out whole models, which take most of the time")
@@ -285,8 +335,9 @@ def parse_arguments():
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--samples", type=int, default=15, help="a round")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds of a round, for cases slower than that")
-    parser.add_argument("--heavy-rounds", type=int, default=5, help="rounds of one sample for whole models")
-    parser.add_argument("--heavy-seconds", type=float, default=20, help="no more rounds after so long, a side")
+    parser.add_argument("--heavy-rounds", type=int, default=4, help="rounds of one sample for whole models")
+    parser.add_argument("--heavy-seconds", type=float, default=15, help="no more rounds after so long, a side")
+    parser.add_argument("--deadline", type=float, default=float("inf"), help="no new case after so many seconds")
     parser.add_argument("--output", required=True, help="the JSON file to write")
     arguments = parser.parse_args()
     arguments.wick = os.path.abspath(arguments.wick)
@@ -309,13 +360,18 @@ def text_of(record):
                   json.dumps(rounded(record), indent=1)) + "\n"
 
 
+def write(record, path):
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        file.write(text_of(record))
+    os.replace(path + ".tmp", path)
+
+
 def main():
     arguments = parse_arguments()
     record = run(arguments)
-    with open(arguments.output + ".tmp", "w", encoding="utf-8") as file:
-        file.write(text_of(record))
-    os.replace(arguments.output + ".tmp", arguments.output)
+    write(record, arguments.output)
+    return 1 if record.get("failed") else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,6 +30,20 @@ Tensor normal_tensor(Backend& backend, const Shape& shape, float deviation, uint
   return narrow;
 }
 
+NormalPool::NormalPool(Backend& backend, float deviation, DType dtype)
+    : backend_(backend), values_(normal_tensor(backend, {1 << 20}, deviation, 5, dtype)) {}
+
+void NormalPool::fill(uint64_t stream, Out to) const {
+  const int64_t size = values_.elements();
+  const auto start = static_cast<int64_t>(stream % static_cast<uint64_t>(size));
+  for (int64_t done = 0; done < to.elements();) {
+    const int64_t from = (start + done) % size;
+    const int64_t count = std::min(size - from, to.elements() - done);
+    backend_.copy(values_.part(from, {count}), to.part(done, {count}));
+    done += count;
+  }
+}
+
 Tensor tensor_of(Backend& backend, std::span<const int32_t> values) {
   const Tensor tensor = backend.allocate({static_cast<int64_t>(values.size())}, DType::i32);
   backend.upload(std::as_bytes(values), tensor);
@@ -55,8 +69,13 @@ AdamwArgs AdamwScalars::args(std::span<const AdamwSegment> segments) const {
 }
 
 std::vector<float> values_of(Backend& backend, const Tensor& tensor) {
+  Tensor wide = tensor;
+  if (tensor.dtype() != DType::f32) {
+    wide = backend.allocate(tensor.shape(), DType::f32);
+    backend.cast(tensor, wide);
+  }
   std::vector<float> values(static_cast<size_t>(tensor.elements()));
-  backend.download(tensor, std::as_writable_bytes(std::span(values)));
+  backend.download(wide, std::as_writable_bytes(std::span(values)));
   return values;
 }
 

@@ -127,11 +127,23 @@ double read_gbs(ThreadPool& pool, const std::vector<float>& memory, int tasks) {
 
 }  // namespace
 
+std::string instruction_set() {
+  return HWY_DYNAMIC_DISPATCH(target_name)();
+}
+
+std::string compiler() {
+#if defined(__clang__)
+  return __VERSION__;  // begins with "Clang"
+#else
+  return std::string("GCC ") + __VERSION__;
+#endif
+}
+
 MachineLimits measure_machine(ThreadPool& pool) {
   const std::vector<float> memory((size_t{512} << 20) / sizeof(float), 1.0F);
   MachineLimits limits;
   limits.processor = processor_name();
-  limits.instruction_set = HWY_DYNAMIC_DISPATCH(target_name)();
+  limits.instruction_set = instruction_set();
   limits.threads = pool.threads();
   limits.fma_gflops_one = peak_gflops(pool, 1);
   limits.fma_gflops_all = peak_gflops(pool, pool.threads());

@@ -1,11 +1,13 @@
 // What this machine can do at most: the ceilings that every figure is set against.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 namespace wick {
+class Backend;
 class ThreadPool;
-}
+}  // namespace wick
 
 namespace wick::bench {
 
@@ -17,8 +19,29 @@ struct MachineLimits {
   double fma_gflops_all = 0;
   double read_gbs_one = 0;  // reading memory far larger than the caches
   double read_gbs_all = 0;
+
+  // Of a GPU alone; then fma_gflops_all is the rate of its f32 products, and read_gbs_all that of a
+  // copy, bytes read and written.
+  std::string detail;         // memory, driver
+  double matmul_gflops = 0;   // bf16 products with f32 sums
+  double launch_seconds = 0;  // launching a graph of one small kernel, and awaiting it
+  double kernel_seconds = 0;  // a small kernel in a graph that needs the result of the one before
+
+  double flop_limit() const { return matmul_gflops > 0 ? matmul_gflops : fma_gflops_all; }
 };
 
 MachineLimits measure_machine(ThreadPool& pool);
+
+struct DeviceWork {
+  int64_t bf16_product = 8192;  // rows, columns and inner size
+  int64_t f32_product = 4096;
+  int64_t copy_bytes = int64_t{1} << 30;
+};
+// Through the back end, with the kernels that training and generating run.
+MachineLimits measure_device(Backend& backend, const DeviceWork& work = {});
+// "AVX2": what the kernels run with in this process.
+std::string instruction_set();
+// "GCC 12.2.0": counts of instructions hold for one compiler only.
+std::string compiler();
 
 }  // namespace wick::bench

@@ -25,10 +25,14 @@ bool selected(const Case& c, const SuiteOptions& options) {
          c.name.find(options.filter) != std::string::npos;
 }
 
-// Selected, and not left out as a whole model.
-std::vector<Case> cases_to_run(const SuiteOptions& options) {
+std::vector<Case> cases_of(std::string_view device) {
+  return device == "cpu" ? all_cases() : gpu_cases();
+}
+
+// Those of the back end that are selected, and not left out as whole models.
+std::vector<Case> cases_to_run(const Backend& backend, const SuiteOptions& options) {
   std::vector<Case> cases;
-  for (const Case& c : all_cases()) {
+  for (const Case& c : cases_of(backend.name())) {
     if (selected(c, options) && (options.heavy || !c.heavy)) {
       cases.push_back(c);
     }
@@ -46,9 +50,9 @@ Json describe(const Case& c) {
 void prove(const Case& c, const PreparedCase& prepared) {
   if (prepared.error) {
     const double error = prepared.error();
-    check(error <= kErrorLimit,
+    check(error <= c.error_limit,
           "bench: {}: the result is off by {:.2e} of its largest value, at most {:.0e} is allowed",
-          c.name, error, kErrorLimit);
+          c.name, error, c.error_limit);
   }
 }
 
@@ -64,8 +68,7 @@ std::string line_of(const Case& c, const Timing& timing, const MachineLimits& li
       fmt::format("{:<46} {:>11.1f} {:>11.1f}", c.name, timing.median() * 1e6, best * 1e6);
   if (c.flops > 0) {
     const double gflops = c.flops / best * 1e-9;
-    line +=
-        fmt::format(" {:>8.1f} GF/s {:>4.0f} %", gflops, 100.0 * gflops / limits.fma_gflops_all);
+    line += fmt::format(" {:>8.1f} GF/s {:>4.0f} %", gflops, 100.0 * gflops / limits.flop_limit());
   }
   if (c.bytes > 0) {
     const double gbs = c.bytes / best * 1e-9;
@@ -91,29 +94,64 @@ Json to_json(const Profile& profile) {
   return {{"wall_seconds", profile.wall_seconds()}, {"kernels", kernels}};
 }
 
-MeasureOptions options_for(const Case& c) {
+// On a GPU two more calls to warm up: a Recorder replays from the third one on.
+MeasureOptions options_for(const Backend& backend, const Case& c) {
+  const int more_warm_up = backend.name() == "cpu" ? 0 : 2;
   if (c.heavy) {
     return {.minimum_samples = 5,
             .minimum_seconds = 0,
             .maximum_seconds = 10,
             .fewest_samples = 2,
-            .warm_up_calls = 1};
+            .warm_up_calls = 1 + more_warm_up};
   }
-  return {};
+  return {.warm_up_calls = 2 + more_warm_up};
+}
+
+// Of one piece of the work.
+Timing measure_one(const PreparedCase& prepared, const MeasureOptions& options) {
+  Timing timing = measure(prepared.call, options);
+  for (double& seconds : timing.seconds) {
+    seconds /= prepared.repeats;
+  }
+  return timing;
+}
+
+// Gives a case the memory of those before it, if it is to have the machine for itself.
+void make_room(Backend& backend, const Case& c, std::map<std::string, PreparedCase>& prepared) {
+  if (c.heavy) {
+    prepared.clear();
+    backend.reset_peak_memory();
+  }
+}
+
+// Figures beside the times, of whole models alone.
+Json extras_of(const Backend& backend, const Case& c, const PreparedCase& prepared) {
+  Json extras = Json::object();
+  if (c.heavy) {
+    extras["peak_rss_bytes"] = peak_rss_bytes();
+    if (backend.name() != "cpu") {
+      extras["peak_device_bytes"] = backend.memory().peak_bytes;
+    }
+  }
+  if (prepared.extra) {
+    for (const auto& [name, value] : prepared.extra()) {
+      extras[name] = value;
+    }
+  }
+  return extras;
 }
 
 // Timed calls alone are recorded by the profile, if there is one.
-Timing measure_profiled(const Case& c, const PreparedCase& prepared, Profile* profile) {
-  MeasureOptions options = options_for(c);
+Timing measure_profiled(const PreparedCase& prepared, MeasureOptions options, Profile* profile) {
   if (profile == nullptr) {
-    return measure(prepared.call, options);
+    return measure_one(prepared, options);
   }
   for (int i = 0; i < options.warm_up_calls; ++i) {
     prepared.call();
   }
   options.warm_up_calls = 0;
   profile->resume();
-  Timing timing = measure(prepared.call, options);
+  Timing timing = measure_one(prepared, options);
   profile->pause();
   return timing;
 }
@@ -130,23 +168,26 @@ Json answer(Backend& backend, int threads, const Json& request, std::vector<Case
     return {{"unavailable", "no such case"}};
   }
   if (!prepared.contains(name)) {
-    prepared[name] = found->prepare(backend);
-    prove(*found, prepared[name]);
-    measure(prepared[name].call, {.minimum_samples = request.value("warm_up", 3),
-                                  .minimum_seconds = 0,
-                                  .maximum_seconds = 1,
-                                  .fewest_samples = std::min(request.value("warm_up", 3), 1),
-                                  .warm_up_calls = 0});
+    make_room(backend, *found, prepared);
+    PreparedCase fresh = found->prepare(backend);
+    prove(*found, fresh);
+    measure(fresh.call, {.minimum_samples = request.value("warm_up", 3),
+                         .minimum_seconds = 0,
+                         .maximum_seconds = request.value("warm_up_s", 1.0),
+                         .fewest_samples = std::min(request.value("warm_up", 3), 1),
+                         .warm_up_calls = 0});
+    prepared[name] = std::move(fresh);
   }
   const Timing timing =
-      measure(prepared[name].call, {.minimum_samples = request.at("samples").get<int>(),
-                                    .minimum_seconds = 0,
-                                    .maximum_seconds = request.value("budget_s", 1e9),
-                                    .fewest_samples = 1,
-                                    .warm_up_calls = 0});
+      measure_one(prepared[name], {.minimum_samples = request.at("samples").get<int>(),
+                                   .minimum_seconds = 0,
+                                   .maximum_seconds = request.value("budget_s", 1e9),
+                                   .fewest_samples = 1,
+                                   .warm_up_calls = 0});
   Json result = {{"seconds", timing.seconds}};
-  if (found->heavy) {
-    result["extra"] = {{"peak_rss_bytes", peak_rss_bytes()}};
+  const Json extras = extras_of(backend, *found, prepared[name]);
+  if (!extras.empty()) {
+    result["extra"] = extras;
   }
   return result;
 }
@@ -163,7 +204,7 @@ std::vector<Case> all_cases() {
 
 Json list_cases(const SuiteOptions& options) {
   Json list = Json::array();
-  for (const Case& c : all_cases()) {
+  for (const Case& c : cases_of(options.device)) {
     if (selected(c, options)) {
       list.push_back(describe(c));
     }
@@ -172,6 +213,15 @@ Json list_cases(const SuiteOptions& options) {
 }
 
 Json to_json(const MachineLimits& limits) {
+  if (limits.matmul_gflops > 0) {
+    return {{"processor", limits.processor},
+            {"detail", limits.detail},
+            {"matmul_gflops_all", limits.matmul_gflops},
+            {"fma_gflops_all", limits.fma_gflops_all},
+            {"read_gbs_all", limits.read_gbs_all},
+            {"launch_seconds", limits.launch_seconds},
+            {"kernel_seconds", limits.kernel_seconds}};
+  }
   return {{"processor", limits.processor},
           {"instruction_set", limits.instruction_set},
           {"threads", limits.threads},
@@ -186,16 +236,15 @@ Json run_suite(Backend& backend, const MachineLimits& limits, const SuiteOptions
   out << fmt::format("{:<46} {:>11} {:>11}   rate at the minimum, share of the machine's limit\n",
                      "case", "median us", "minimum us");
   Json results = Json::array();
-  for (const Case& c : cases_to_run(options)) {
+  for (const Case& c : cases_to_run(backend, options)) {
+    backend.reset_peak_memory();
     const PreparedCase prepared = c.prepare(backend);
     prove(c, prepared);
-    const Timing timing = measure_profiled(c, prepared, options.profile);
+    const Timing timing = measure_profiled(prepared, options_for(backend, c), options.profile);
     out << line_of(c, timing, limits) << std::endl;
     Json entry = describe(c);
     entry["seconds"] = timing.seconds;
-    if (c.heavy) {
-      entry["peak_rss_bytes"] = peak_rss_bytes();
-    }
+    entry.update(extras_of(backend, c, prepared));
     results.push_back(entry);
   }
   Json record = {{"machine", to_json(limits)}, {"cases", results}};
@@ -209,7 +258,7 @@ Json run_scaling(Backend& one, Backend& all, const SuiteOptions& options, std::o
   out << fmt::format("{:<46} {:>11} {:>11} {:>8}\n", "case (medians)", "1 thread us", "all us",
                      "gain");
   Json results = Json::array();
-  for (const Case& c : cases_to_run(options)) {
+  for (const Case& c : cases_to_run(all, options)) {
     if (c.flops < kScalingFlops) {
       continue;
     }
@@ -218,7 +267,9 @@ Json run_scaling(Backend& one, Backend& all, const SuiteOptions& options, std::o
     prove(c, with_one);
     prove(c, with_all);
     const std::vector<std::function<void()>> calls = {with_one.call, with_all.call};
-    const std::vector<Timing> timings = measure_interleaved(calls, options_for(c));
+    MeasureOptions options_of_case = options_for(all, c);
+    options_of_case.minimum_seconds = 0;  // two medians to compare, not a published time
+    const std::vector<Timing> timings = measure_interleaved(calls, options_of_case);
     out << fmt::format("{:<46} {:>11.1f} {:>11.1f} {:>8.2f}", c.name, timings[0].median() * 1e6,
                        timings[1].median() * 1e6, timings[0].median() / timings[1].median())
         << std::endl;
@@ -230,7 +281,7 @@ Json run_scaling(Backend& one, Backend& all, const SuiteOptions& options, std::o
 }
 
 void repeat_cases(Backend& backend, const SuiteOptions& options, int calls) {
-  for (const Case& c : cases_to_run(options)) {
+  for (const Case& c : cases_to_run(backend, options)) {
     const PreparedCase prepared = c.prepare(backend);
     for (int i = 0; i < calls; ++i) {
       prepared.call();
@@ -240,6 +291,8 @@ void repeat_cases(Backend& backend, const SuiteOptions& options, int calls) {
 
 void answer_requests(Backend& backend, int threads, std::istream& in, std::ostream& out) {
   std::vector<Case> cases = all_cases();
+  const std::vector<Case> of_gpus = gpu_cases();
+  cases.insert(cases.end(), of_gpus.begin(), of_gpus.end());
   std::map<std::string, PreparedCase> prepared;
   for (std::string line; std::getline(in, line);) {
     out << answer(backend, threads, Json::parse(line), cases, prepared).dump() << std::endl;

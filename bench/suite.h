@@ -16,6 +16,7 @@ struct SuiteOptions {
   std::string filter;          // only cases whose name contains this
   bool heavy = false;          // whole models too
   std::string shape;           // only whole models of this shape ("qwen2.5-0.5b"); empty: all
+  std::string device = "cpu";  // whose cases to list
   Profile* profile = nullptr;  // of `backend`: counts the timed calls, and those alone
 };
 
@@ -36,7 +37,7 @@ nlohmann::ordered_json run_suite(Backend& backend, const MachineLimits& limits,
 nlohmann::ordered_json run_scaling(Backend& one, Backend& all, const SuiteOptions& options,
                                    std::ostream& out);
 
-// Calls each selected case so many times, unproved and untimed: for tools that count instructions.
+// Calls each selected case so many times, unproved and untimed: for tools/count_instructions.py.
 void repeat_cases(Backend& backend, const SuiteOptions& options, int calls);
 
 // A line of JSON in, a line of JSON out, until `in` ends; the protocol is in bench/peers/worker.py.

@@ -34,27 +34,44 @@ void write_json(const std::filesystem::path& path, const nlohmann::ordered_json&
   }
 }
 
-bench::MachineLimits measure_limits(const BenchFlags& flags) {
+bench::MachineLimits measure_limits(Backend& backend, const BenchFlags& flags) {
+  if (backend.name() != "cpu") {
+    return bench::measure_device(backend);
+  }
   ThreadPool pool(flags.device.threads);
   return bench::measure_machine(pool);
 }
 
+std::string text_of(const bench::MachineLimits& limits) {
+  if (limits.matmul_gflops > 0) {
+    return fmt::format(
+        "{}\n"
+        "products: {:.0f} GF/s in bf16, {:.0f} in f32\n"
+        "copy: {:.0f} GB/s, read and written\n"
+        "a small kernel in a graph: {:.2f} us; launching a graph and awaiting it: {:.2f} us\n",
+        limits.detail, limits.matmul_gflops, limits.fma_gflops_all, limits.read_gbs_all,
+        limits.kernel_seconds * 1e6, limits.launch_seconds * 1e6);
+  }
+  return fmt::format(
+      "{}, {}, {} threads\n"
+      "f32 multiply-add: {:.1f} GF/s on one thread, {:.1f} on all\n"
+      "memory read: {:.1f} GB/s on one thread, {:.1f} on all\n",
+      limits.processor, limits.instruction_set, limits.threads, limits.fma_gflops_one,
+      limits.fma_gflops_all, limits.read_gbs_one, limits.read_gbs_all);
+}
+
 void run_machine(const BenchFlags& flags) {
-  const bench::MachineLimits limits = measure_limits(flags);
+  const std::unique_ptr<Backend> backend = flags.device.make();
+  const bench::MachineLimits limits = measure_limits(*backend, flags);
   if (flags.json != "-") {
-    print(
-        fmt::format("{}, {}, {} threads\n"
-                    "f32 multiply-add: {:.1f} GF/s on one thread, {:.1f} on all\n"
-                    "memory read: {:.1f} GB/s on one thread, {:.1f} on all\n",
-                    limits.processor, limits.instruction_set, limits.threads, limits.fma_gflops_one,
-                    limits.fma_gflops_all, limits.read_gbs_one, limits.read_gbs_all));
+    print(text_of(limits));
   }
   write_json(flags.json, bench::to_json(limits));
 }
 
 void run_suite(BenchFlags& flags) {
   ProfiledDevice device(flags.device.make(), flags.profile);
-  const bench::MachineLimits limits = measure_limits(flags);
+  const bench::MachineLimits limits = measure_limits(device.backend(), flags);
   flags.suite.profile = device.profile();
   write_json(flags.json, bench::run_suite(device.backend(), limits, flags.suite, std::cout));
   device.report();
@@ -69,6 +86,7 @@ void run_scaling(BenchFlags& flags) {
 void run_repeat(BenchFlags& flags) {
   const std::unique_ptr<Backend> backend = flags.device.make();
   bench::repeat_cases(*backend, flags.suite, flags.calls);
+  print(fmt::format("{}, {}\n", bench::instruction_set(), bench::compiler()));
 }
 
 void run_worker(const BenchFlags& flags) {
@@ -148,7 +166,9 @@ void add_bench(CLI::App& app) {
       "repeat", "Call cases so many times, for tools that count instructions", run_repeat);
   parts.add_choice(repeat);
   repeat->add_option("--calls", parts.flags().calls, "Of each case")->capture_default_str();
-  parts.add_suite(parts.add("list", "List the cases as JSON", [](const BenchFlags& flags) {
+  parts.add_suite(parts.add("list", "List the cases as JSON", [](BenchFlags& flags) {
+    const bool best = flags.device.device == "auto";
+    flags.suite.device = best ? backend_names().back() : flags.device.device;
     print(bench::list_cases(flags.suite).dump(1) + "\n");
   }));
   parts.add("worker", "Answer the requests of bench/compare.py on standard input", run_worker);

@@ -41,6 +41,18 @@ std::vector<AttentionCase> attention_cases() {
       {4, 2, 16, {0, 1, 0, 200}, true, 50},       // decode with a window
       {4, 4, 20, {0, 29, 0, 29}, false},          // an encoder
       {8, 2, 128, {0, 65, 0, 65, 65, 0, 65, 0}},  // an empty run
+      // Runs that end inside blocks of rows, and rows of spans that are not used.
+      {7, 1, 128, {0, 130, 0, 130, 130, 70, 130, 70, 0, 0, 0, 0, 0, 0, 0, 0}},
+      {14, 2, 64, {0, 9, 0, 9, 9, 128, 9, 128, 137, 120, 137, 120}, true, 40},
+      {2, 2, 64, {0, 70, 0, 70, 70, 90, 70, 90}, false},
+      {2, 1, 64, {0, 200, 0, 200}, true, 1},  // each token sees itself alone
+      {2, 1, 96, {0, 129, 0, 129}},
+      {2, 1, 128, {0, 100, 0, 164}},         // a long chunk of prompt behind a cache
+      {7, 1, 80, {0, 5, 0, 100}, true, 31},  // a short one, with a window
+      {8, 2, 128, {0, 2, 0, 150, 2, 1, 150, 60, 3, 2, 210, 200}},  // several sequences decode
+      {2, 1, 256, {0, 40, 0, 40}},
+      {2, 1, 256, {0, 2, 0, 40}},
+      {1, 1, 200, {0, 70, 0, 70}},
   };
 }
 
@@ -127,6 +139,39 @@ TEST_P(Conformance, TokensOutsideEverySpanGetNoGradient) {
           ASSERT_FALSE(std::isnan(values[row + i]));
         }
       }
+    }
+  }
+}
+
+TEST_P(Conformance, AttentionReadsNothingBehindTheKeysOfARun) {
+  // A cache holds anything, here NaN, where no token has been written yet.
+  const DType type = activations();
+  for (const int32_t Tq : {1, 3, 40}) {
+    for (const int64_t D : {64, 33}) {
+      constexpr int64_t kCapacity = 700;
+      constexpr int64_t H = 7;
+      constexpr int32_t kUsed = 75;
+      const std::vector<int32_t> spans = {0, Tq, 0, kUsed};
+      const Values q = random(Tq * H * D, type);
+      Values k = random(kCapacity * D, type);
+      Values v = random(kCapacity * D, type);
+      std::fill(k.begin() + kUsed * D, k.end(), std::nan(""));
+      std::fill(v.begin() + kUsed * D, v.end(), std::nan(""));
+      Values o(q.size());
+      Values lse(Tq * H);
+      reference::attention(q.data(), k.data(), v.data(), spans.data(), {}, {H, 1, D, 1}, o.data(),
+                           lse.data());
+      expect_outputs(
+          [&](Backend& backend) {
+            const Tensor device_o = poisoned(backend, {Tq, H, D}, type);
+            const Tensor device_lse = poisoned(backend, {Tq, H});
+            backend.attention(upload(backend, q, {Tq, H, D}, type),
+                              upload(backend, k, {kCapacity, 1, D}, type),
+                              upload(backend, v, {kCapacity, 1, D}, type),
+                              upload_ids(backend, spans, {1, 4}), {}, device_o, device_lse);
+            return std::vector{device_o, device_lse};
+          },
+          {o, lse});
     }
   }
 }

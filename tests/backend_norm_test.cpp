@@ -142,9 +142,10 @@ TEST_P(Conformance, LayerNormAndItsGradient) {
               backend.layer_norm(device_x, device_weight, device_bias, 0.1F, device_y, mean_rstd);
               backend.layer_norm(device_x, device_weight, {}, 0.1F, unbiased, {});
               const Tensor device_dy = upload(backend, dy, shape, type);
-              const Tensor device_dx =
-                  accumulate ? upload(backend, before[0], shape, type) : poisoned(backend, shape, type);
-              const Tensor frozen_dx = upload(backend, test::download(backend, device_dx), shape, type);
+              const Tensor device_dx = accumulate ? upload(backend, before[0], shape, type)
+                                                  : poisoned(backend, shape, type);
+              const Tensor frozen_dx =
+                  upload(backend, test::download(backend, device_dx), shape, type);
               const Tensor device_dweight = upload(backend, before[1], {C});
               const Tensor device_dbias = upload(backend, before[2], {C});
               backend.layer_norm_backward(device_x, device_weight, mean_rstd, device_dy, accumulate,

@@ -28,8 +28,19 @@ struct RowShape {
   int64_t T, C;
 };
 
-constexpr std::array<RowShape, 7> kRowShapes = {
-    {{0, 5}, {1, 1}, {1, 67}, {3, 16}, {13, 131}, {64, 96}, {70, 1030}}};
+// The last ones hold a row in a warp's part, in one to four runs a thread, and in none.
+constexpr std::array<RowShape, 12> kRowShapes = {{{0, 5},
+                                                  {1, 1},
+                                                  {1, 67},
+                                                  {3, 16},
+                                                  {13, 131},
+                                                  {64, 96},
+                                                  {70, 1030},
+                                                  {9, 256},
+                                                  {3, 264},
+                                                  {2, 2064},
+                                                  {2, 4104},
+                                                  {1, 16392}}};
 
 TEST_P(Conformance, GateAndItsGradient) {
   for (const auto [T, C] : kRowShapes) {
@@ -200,6 +211,72 @@ TEST_P(Conformance, GatherAndScatterAddRows) {
   }
 }
 
+TEST_P(Conformance, ManyRowsThatShareIdsAreAddedUp) {
+  constexpr int64_t T = 3001;
+  for (const int64_t C : {7, 24}) {
+    for (const int32_t rows : {1, 40, 5000}) {
+      const DType type = activations();
+      const std::vector<int32_t> ids = random_ids(T, rows);
+      const Values x = random(T * C, type, 1.0 / 16);
+      Values sums(rows * C);
+      reference::scatter_add_rows(x.data(), ids.data(), T, C, sums.data());
+      expect_outputs(
+          [&](Backend& backend) {
+            const Tensor device_sums = upload(backend, Values(rows * C), {rows, C});
+            backend.scatter_add_rows(upload(backend, x, {T, C}, DType::f32),
+                                     upload_ids(backend, ids, {T}), device_sums);
+            return std::vector{device_sums};
+          },
+          {sums});
+    }
+  }
+}
+
+// The tensor begins one element after the start of its memory.
+Tensor upload_shifted(Backend& backend, Values values, const Shape& shape, DType type) {
+  values.insert(values.begin(), 0.0);
+  const auto count = static_cast<int64_t>(values.size());
+  return upload(backend, values, {count}, type).part(1, shape);
+}
+
+TEST_P(Conformance, TensorsMayBeginAtAnyElement) {
+  constexpr int64_t T = 5;
+  constexpr int64_t C = 64;
+  const Shape shape{T, C};
+  const DType type = activations();
+  const Values x = random(T * C, type);
+  const Values u = random(T * C, type);
+  const Values weight = random(C, type);
+  const std::vector<int32_t> targets = random_ids(T, C);
+  Values y(T * C);
+  Values rstd(T);
+  Values sum(T * C);
+  Values h(T * C);
+  Values losses(T);
+  Values gradient = x;
+  constexpr float kScale = 0.5F;
+  reference::rms_norm(x.data(), weight.data(), 1e-5F, T, C, y.data(), rstd.data());
+  reference::add(x.data(), u.data(), T * C, sum.data());
+  reference::gate(x.data(), u.data(), Activation::silu, T * C, h.data());
+  reference::cross_entropy(targets.data(), &kScale, T, C, gradient.data(), losses.data());
+  expect_outputs(
+      [&](Backend& backend) {
+        const Tensor device_x = upload_shifted(backend, x, shape, type);
+        const Tensor device_u = upload(backend, u, shape, type);
+        const Tensor device_y = poisoned(backend, shape, type);
+        const Tensor device_sum = upload_shifted(backend, Values(T * C), shape, type);
+        const Tensor device_h = poisoned(backend, shape, type);
+        const Tensor device_losses = poisoned(backend, {T});
+        backend.rms_norm(device_x, upload_shifted(backend, weight, {C}, type), 1e-5F, device_y, {});
+        backend.add(device_x, device_u, device_sum);
+        backend.gate(device_x, device_u, Activation::silu, device_h);
+        backend.cross_entropy(upload_ids(backend, targets, {T}), {upload(backend, {kScale}, {1})},
+                              device_x, device_losses);
+        return std::vector{device_y, device_sum, device_h, device_losses, device_x};
+      },
+      {y, sum, h, losses, gradient});
+}
+
 TEST_P(Conformance, CrossEntropyAndItsGradient) {
   for (const auto [n, V] : kRowShapes) {
     for (const bool gradient : {false, true}) {
@@ -226,6 +303,27 @@ TEST_P(Conformance, CrossEntropyAndItsGradient) {
           },
           {losses, gradient ? after : losses});
     }
+  }
+}
+
+TEST_P(Conformance, CrossEntropyOfLongRows) {
+  constexpr float kScale = 8.0F;
+  for (const int64_t V : {40003, 151936}) {
+    const DType type = activations();
+    const Values logits = random(2 * V, type, 12.0);
+    const std::vector<int32_t> targets = {static_cast<int32_t>(V - 1), 7};
+    Values after = logits;
+    Values losses(2);
+    reference::cross_entropy(targets.data(), &kScale, 2, V, after.data(), losses.data());
+    expect_outputs(
+        [&](Backend& backend) {
+          const Tensor device_logits = upload(backend, logits, {2, V}, type);
+          const Tensor device_losses = poisoned(backend, {2});
+          backend.cross_entropy(upload_ids(backend, targets, {2}), {upload(backend, {kScale}, {1})},
+                                device_logits, device_losses);
+          return std::vector{device_losses, device_logits};
+        },
+        {losses, after});
   }
 }
 
@@ -340,6 +438,37 @@ TEST_P(Conformance, GreedySamplingTakesTheFirstOfTheLargest) {
     EXPECT_EQ(drawn(*backends_[0], {}, logits, activations()), V / 2);
   }
   EXPECT_EQ(drawn(*backends_[0], {}, Values(19, -INFINITY)), 0);
+}
+
+TEST_P(Conformance, SamplingOfEqualLogitsKeepsTheFirst) {
+  constexpr int32_t V = 5003;
+  const Values equal(V, 1.0);
+  const auto last_drawn = [&](int32_t top_k, float top_p) {
+    const SampleArgs args{
+        .temperature = 0.7F, .top_k = top_k, .top_p = top_p, .uniform = 0.99999994F};
+    return drawn(*backends_[0], args, equal, activations());
+  };
+  EXPECT_EQ(last_drawn(3, 1.0F), 2);
+  EXPECT_EQ(last_drawn(4, 0.5F), 1);
+  EXPECT_EQ(last_drawn(5000, 1.0F), 4999);
+  EXPECT_NEAR(last_drawn(0, 0.5F), V / 2, 1);
+  EXPECT_EQ(last_drawn(0, 1.0F), V - 1);
+}
+
+TEST_P(Conformance, SamplingNeverDrawsWhatIsMasked) {
+  constexpr int32_t V = 32000;
+  Values logits(V, -INFINITY);
+  logits[5] = -30.0;
+  logits[29999] = -30.0;
+  for (const int32_t top_k : {0, 1, 2, 50}) {
+    for (const float top_p : {1.0F, 0.9F}) {
+      SampleArgs args{.temperature = 1.0F, .top_k = top_k, .top_p = top_p};
+      args.uniform = 0.25F;
+      EXPECT_EQ(drawn(*backends_[0], args, logits, activations()), 5);
+      args.uniform = 0.75F;
+      EXPECT_EQ(drawn(*backends_[0], args, logits, activations()), top_k == 1 ? 5 : 29999);
+    }
+  }
 }
 
 TEST_P(Conformance, SamplingDrawsFromTheKeptTokensByTheirShares) {

@@ -5,6 +5,8 @@
 
 #include <array>
 #include <cstddef>
+#include <filesystem>
+#include <iterator>
 #include <string>
 
 #include "tests/reference/lora.h"
@@ -94,8 +96,9 @@ struct MatmulShape {
   int64_t M, N, K;
 };
 
-// Beside odd sizes: more than one block of depth, and more rows than are packed at a time.
-constexpr std::array<MatmulShape, 11> kMatmulShapes = {{{0, 5, 3},
+// Beside odd sizes: more than one block of depth, more rows than are packed at a time, and several
+// blocks of a library's product.
+constexpr std::array<MatmulShape, 12> kMatmulShapes = {{{0, 5, 3},
                                                         {4, 0, 3},
                                                         {3, 5, 0},
                                                         {1, 1, 1},
@@ -105,7 +108,28 @@ constexpr std::array<MatmulShape, 11> kMatmulShapes = {{{0, 5, 3},
                                                         {17, 97, 53},
                                                         {131, 67, 96},
                                                         {29, 131, 1031},
+                                                        {270, 290, 33},
                                                         {7950, 12, 3}}};
+
+// oneDNN would start a team of threads of its own, beside the pool's and spinning.
+TEST(CpuMatmul, ProductsByTheLibraryStartNoThreads) {
+  const std::filesystem::path tasks = "/proc/self/task";
+  if (!std::filesystem::exists(tasks)) {
+    GTEST_SKIP() << "counts the threads in /proc";
+  }
+  const auto threads = [&] {
+    return std::distance(std::filesystem::directory_iterator(tasks), {});
+  };
+  const auto backend = make_backend("cpu", {1});
+  const Tensor a = upload(*backend, Values(256 * 256, 1.0), {256, 256});
+  const Tensor c = poisoned(*backend, {256, 256});
+  const auto before = threads();
+  for (const MatmulForm form : {MatmulForm::nn, MatmulForm::tn}) {
+    backend->matmul(a, a, {form}, c);
+    EXPECT_EQ(test::download(*backend, c)[0], 256.0);
+  }
+  EXPECT_EQ(threads(), before);
+}
 
 TEST_P(Conformance, Matmul) {
   for (const auto [M, N, K] : kMatmulShapes) {
@@ -166,7 +190,8 @@ struct LoraShape {
   int64_t T, in, out, R;
 };
 
-constexpr std::array<LoraShape, 10> kLoraShapes = {{{0, 8, 8, 4},
+// The last are of many rows, which a back end may do otherwise.
+constexpr std::array<LoraShape, 13> kLoraShapes = {{{0, 8, 8, 4},
                                                     {1, 1, 1, 1},
                                                     {1, 67, 131, 8},
                                                     {3, 131, 67, 3},
@@ -175,15 +200,18 @@ constexpr std::array<LoraShape, 10> kLoraShapes = {{{0, 8, 8, 4},
                                                     {130, 257, 129, 16},
                                                     {65, 1030, 515, 8},
                                                     {9, 33, 70, 32},
-                                                    {5, 70, 40, 64}}};
+                                                    {5, 70, 40, 64},
+                                                    {150, 136, 536, 12},
+                                                    {260, 528, 72, 8},
+                                                    {333, 40, 280, 100}}};
 
 TEST_P(Conformance, LoraForwardOfOneAdapter) {
   for (const auto [T, in, out, R] : kLoraShapes) {
     SCOPED_TRACE(fmt::format("T {} in {} out {} R {}", T, in, out, R));
     const DType type = activations();
     const Values x = random(T * in, type);
-    const Values a = random(R * in);
-    const Values b = random(out * R);
+    const Values a = random(R * in, type);
+    const Values b = random(out * R, type);
     const Values before = random(T * out, type);
     Values s(T * R);
     Values y = before;
@@ -290,6 +318,56 @@ TEST_P(Conformance, LinearsAreProductsWithTheirAdapters) {
   }
 }
 
+TEST_P(Conformance, LinearsTakeAnAdapterForEachRow) {
+  constexpr int64_t in = 200;
+  constexpr int64_t out = 44;
+  const std::array<int64_t, 3> ranks = {16, 3, 40};
+  const DType type = activations();
+  std::vector<Values> a;
+  std::vector<Values> b;
+  std::vector<reference::Adapter<double>> adapters;
+  for (const int64_t rank : ranks) {
+    a.push_back(random(rank * in));
+    b.push_back(random(out * rank));
+  }
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    adapters.push_back({a[i].data(), b[i].data(), ranks[i], 0.5 + static_cast<double>(i)});
+  }
+  const Values weight = random(out * in, DType::bf16);
+  for (const int64_t T : {1, 6, 8, 40}) {
+    SCOPED_TRACE(fmt::format("T {}", T));
+    std::vector<int32_t> rows = random_ids(T, 4);
+    for (int32_t& row : rows) {
+      row -= 1;  // -1: no adapter
+    }
+    const Values x = random(T * in, type);
+    Values s(T * 40);
+    Values y(T * out);
+    reference::matmul(x.data(), weight.data(), static_cast<const double*>(nullptr), MatmulForm::nt,
+                      false, {T, out, in}, y.data());
+    reference::lora_forward(x.data(), adapters.data(), rows.data(), {T, in, out, 40}, s.data(),
+                            y.data());
+    expect_outputs(
+        [&](Backend& backend) {
+          std::vector<LoraFactors> factors;
+          for (size_t i = 0; i < ranks.size(); ++i) {
+            factors.push_back({upload(backend, a[i], {ranks[i], in}),
+                               upload(backend, b[i], {out, ranks[i]}),
+                               static_cast<float>(adapters[i].scaling)});
+          }
+          LinearTerm term;
+          term.weight = upload(backend, weight, {out, in}, DType::bf16);
+          term.adapters = factors;
+          term.row_adapter = upload_ids(backend, rows, {T});
+          term.s = poisoned(backend, {T, 40}, type);
+          term.y = poisoned(backend, {T, out}, type);
+          backend.linears(upload(backend, x, {T, in}, type), std::span(&term, 1));
+          return std::vector{term.y};
+        },
+        {y});
+  }
+}
+
 TEST_P(Conformance, LoraBackward) {
   for (const auto [T, in, out, R] : kLoraShapes) {
     for (const bool with_dx : {false, true}) {
@@ -298,8 +376,8 @@ TEST_P(Conformance, LoraBackward) {
       const Values x = random(T * in, type);
       const Values s = random(T * R, type);
       const Values dy = random(T * out, type, 0.2);
-      const Values a = random(R * in);
-      const Values b = random(out * R);
+      const Values a = random(R * in, type);
+      const Values b = random(out * R, type);
       Values ds(T * R);
       Values da = random(R * in);
       Values db = random(out * R);

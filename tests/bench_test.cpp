@@ -4,10 +4,14 @@
 #include <set>
 #include <sstream>
 
+#include "bench/builders.h"
 #include "bench/case.h"
+#include "bench/machine.h"
 #include "bench/measure.h"
 #include "bench/suite.h"
+#include "wick/backend/profiling_backend.h"
 #include "wick/backend/registry.h"
+#include "wick/base/error.h"
 
 namespace wick::bench {
 namespace {
@@ -37,17 +41,93 @@ TEST(Cases, EveryLightCaseComputesWhatTheReferenceComputes) {
     }
     const PreparedCase prepared = c.prepare(*backend);
     ASSERT_TRUE(prepared.error) << c.name;
-    EXPECT_LE(prepared.error(), kErrorLimit) << c.name;
+    EXPECT_LE(prepared.error(), c.error_limit) << c.name;
     prepared.call();
-    EXPECT_LE(prepared.error(), kErrorLimit) << c.name << " when called again";
+    EXPECT_LE(prepared.error(), c.error_limit) << c.name << " when called again";
   }
 }
 
-TEST(Cases, NamesDiffer) {
-  std::set<std::string> names;
-  for (const Case& c : all_cases()) {
-    EXPECT_TRUE(names.insert(c.name).second) << c.name;
+// Where the back end has no activations in bf16, they are f32 here.
+TEST(Cases, EveryLightCaseOfGpusComputesWhatTheReferenceComputes) {
+  for (const std::string_view device : backend_names()) {
+    const auto backend = make_backend(device);
+    for (const Case& c : gpu_cases()) {
+      if (c.heavy || c.flops > 1e9 || c.name.ends_with("in=graph")) {
+        continue;
+      }
+      const PreparedCase prepared = c.prepare(*backend);
+      ASSERT_TRUE(prepared.error && prepared.work) << c.name;
+      EXPECT_LE(prepared.error(), c.error_limit) << device << " " << c.name;
+    }
   }
+}
+
+TEST(Cases, InAGraphTheTimeIsThatOfOnePieceOfTheWork) {
+  int works = 0;
+  Case counted{.name = "count:n=1"};
+  counted.prepare = [&works](Backend&) {
+    PreparedCase prepared;
+    prepared.work = [&works] { ++works; };
+    return prepared;
+  };
+  const auto backend = make_backend("cpu");
+  const Case c = in_graph(counted);
+  EXPECT_EQ(c.name, "count:n=1,in=graph");
+  const PreparedCase prepared = c.prepare(*backend);
+  prepared.call();
+  EXPECT_EQ(works, prepared.repeats);
+}
+
+TEST(Cases, NamesDiffer) {
+  for (const auto& list : {all_cases(), gpu_cases()}) {
+    std::set<std::string> names;
+    for (const Case& c : list) {
+      EXPECT_TRUE(names.insert(c.name).second) << c.name;
+    }
+  }
+}
+
+TEST(DeviceLimits, AreMeasuredThroughTheBackEnd) {
+  const auto backend = make_backend("cpu");
+  const MachineLimits limits =
+      measure_device(*backend, {.bf16_product = 64, .f32_product = 64, .copy_bytes = 1 << 20});
+  EXPECT_FALSE(limits.processor.empty());
+  EXPECT_GT(limits.matmul_gflops, 0);
+  EXPECT_GT(limits.fma_gflops_all, 0);
+  EXPECT_GT(limits.read_gbs_all, 0);
+  EXPECT_GT(limits.kernel_seconds, 0);
+}
+
+TEST(Suite, UnderAProfileTheTimedCallsAloneAreCounted) {
+  const auto inner = make_backend("cpu");
+  Profile profile;
+  ProfilingBackend backend(*inner, profile);
+  std::ostringstream table;
+  const auto record =
+      run_suite(backend, {.fma_gflops_all = 1, .read_gbs_all = 1},
+                {.suite = "training", .filter = "adamw:", .profile = &profile}, table);
+  ASSERT_EQ(record["cases"].size(), 1U);
+  ASSERT_EQ(record["profile"]["kernels"].size(), 1U);
+  const auto& kernel = record["profile"]["kernels"][0];
+  EXPECT_EQ(kernel["kernel"], "adamw");
+  EXPECT_EQ(kernel["calls"], record["cases"][0]["seconds"].size());
+  EXPECT_NE(table.str().find("adamw:n=262144"), std::string::npos);
+}
+
+TEST(Suite, ScalingTimesOnlyCasesThatAreWorthASecondThread) {
+  const auto one = make_backend("cpu", {.threads = 1});
+  const auto all = make_backend("cpu", {.threads = 2});
+  std::ostringstream table;
+  EXPECT_EQ(run_scaling(*one, *all, {.filter = "rms_norm"}, table)["cases"].size(), 0U);
+  const auto record = run_scaling(*one, *all, {.filter = "lora_delta:T=64,d=512,r=8"}, table);
+  ASSERT_EQ(record["cases"].size(), 1U);
+  EXPECT_EQ(record["cases"][0]["one_seconds"].size(), record["cases"][0]["all_seconds"].size());
+}
+
+TEST(Suite, NamesWhatNoCaseHas) {
+  const auto backend = make_backend("cpu");
+  EXPECT_THROW(repeat_cases(*backend, {.filter = "no_such_case"}, 1), Error);
+  EXPECT_THROW(repeat_cases(*backend, {.filter = "train_step"}, 1), Error) << "a whole model";
 }
 
 TEST(Worker, AnswersLineByLineWithAsManySamplesAsAsked) {

@@ -1,225 +1,350 @@
 #!/usr/bin/env python3
 # Writes BENCHMARKS.md, its charts and the README's table from the samples in benchmarks/*.json.
-"""Usage: make_benchmarks.py [--check]
+"""Usage: make_benchmarks.py [--check] [ROOT]
 
-Nothing in BENCHMARKS.md, or in a table that the README marks, is typed by hand: both come from benchmarks/cpu.json, which
-`./run compare` writes. --check writes nothing and exits with 1 where a file differs from what the JSON gives.
+Nothing in BENCHMARKS.md, or in a table that the README marks, is typed by hand: all comes from benchmarks/cpu.json, which
+`./run compare` writes, and from benchmarks/cuda*.json, a file a card, which bench/gpu.sh writes. --check writes nothing and exits with 1 where a
+file differs from what the samples give.
 """
 
 import json
-import math
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "cpu.json"
+from benchmark_charts import CHARTS
+from benchmark_goals import goals_of
+from benchmark_gpu import gpu_part, is_gpu, readme_rows
+from benchmark_record import (NAMES, case_named, cases_of, duration, flop_limit, kind_of, label_of, median, memory_of,
+                              ratio, ratio_text, sides_of, times_of)
+
 BEGIN, END = "<!-- table: tools/make_benchmarks.py -->", "<!-- end of table -->"
-NAMES = {"wick": "wick", "onednn": "oneDNN", "openblas": "OpenBLAS", "torch": "PyTorch", "mlx": "MLX"}
-COLOURS = {"onednn": "#8c6d31", "openblas": "#7b4173", "torch": "#d62728", "mlx": "#1f77b4"}
-KINDS = [  # kind of case, what it is, what it includes
-    ("lora_delta", "LoRA delta", "2 (x Aᵀ) Bᵀ for 64 rows, f32. oneDNN and OpenBLAS: the same two products, nothing else."),
-    ("lora_grouped", "LoRA delta, 32 adapters over the rows", "Row t uses adapter t mod 32."),
+CHART_TITLES = {"ratios": "time of wick over time of each peer; left of the line wick is faster",
+                "speed": "tokens a second, whole models", "memory": "peak memory of the process, whole models",
+                "kernels": "where the time of whole models goes"}
+
+KINDS = [  # kind of case, what it is, what its figure includes and does not include
+    ("lora_delta", "LoRA delta",
+     "2 (x Aᵀ) Bᵀ for T rows of width d, rank r, f32, written to memory. The frozen product is not included, nor is any "
+     "gradient. oneDNN and OpenBLAS: the same two products and nothing else, the scaling folded into the second."),
+    ("lora_grouped", "LoRA delta, many adapters over the rows",
+     "As above, but row t uses adapter t mod n, as a server with many adapters does."),
     ("lora_linear", "Frozen linear layer with LoRA",
      "x Wᵀ + 2 (x Aᵀ) Bᵀ, f32. oneDNN and OpenBLAS: x Wᵀ alone, without the adapter."),
     ("lora_gradients", "Forward and backward",
-     "Delta, cross-entropy over its outputs, gradients of A and B."),
-    ("lora_step", "Training step", "As above, then AdamW over A and B."),
-    ("adamw", "AdamW", "One step over 512 x 512 values, f32."),
-    ("softmax", "Softmax", "64 rows of 1024, f32."),
-    ("layer_norm", "Layer norm", "64 rows of 1024, f32."),
-    ("rms_norm", "RMS norm", "64 rows of 1024, f32."),
+     "Delta of B x T rows, cross-entropy over its d outputs, gradients of A and B. No gradient of x, no optimiser."),
+    ("lora_step", "Small training step", "As above, then AdamW over A and B."),
+    ("adamw", "AdamW", "One step over n = 512 x 512 values, f32, gradients given. PyTorch: the fused optimiser."),
+    ("softmax", "Softmax", "T rows of C values, f32, to another place in memory."),
+    ("layer_norm", "Layer norm", "T rows of C values, f32, with weight and bias."),
+    ("rms_norm", "RMS norm", "T rows of C values, f32, with weight."),
     ("sample", "Drawing a token",
-     "From f32 logits to an id on the host. wick's times include a copy of the logits, which its sampler overwrites."),
-    ("kv_append", "KV cache append", "One token's keys and values, 2 heads of 64; wick f32, PyTorch bf16."),
-    ("gemm", "Products of Qwen2.5-0.5B at 512 rows",
-     "wick: weights in bf16, f32 arithmetic. The others: f32 weights."),
+     "From V logits in f32 to an id on the host, random numbers included. wick's times include a copy of the logits, "
+     "which its sampler overwrites. PyTorch and MLX: the operations that their users compose for it."),
+    ("kv_append", "KV cache append",
+     "One token's keys and values, G heads of D, f32, into the caches of so many layers with room for P tokens."),
+    ("kv_fill", "KV cache fill", "The same from an empty cache to T tokens, one by one, in all layers."),
+    ("gemm", "Products of Qwen2.5-0.5B",
+     "x Wᵀ at T rows, f32 arithmetic. wick: weights in bf16, as it keeps a base. The others: f32 weights."),
     ("train_step", "Training step of a whole model",
-     "Random weights in the shape named; LoRA on all seven projections; forward, loss on every token, backward, clipping, "
-     "AdamW. PyTorch: PEFT + transformers."),
-    ("prefill", "Prefill of a whole model", "All tokens of a prompt, logits of the last."),
-    ("decode", "Decoding with a whole model", "Prompt of 16, then greedy tokens one by one; r: with a LoRA adapter unmerged."),
+     "One sequence of T tokens; LoRA of rank r on all seven projections; forward, loss on every token, backward, clipping by "
+     "the global norm, AdamW. Random weights in the shape named; reading data and files is not included. PyTorch: PEFT + "
+     "transformers, the base in the same type."),
+    ("prefill", "Prefill of a whole model", "All T tokens of a prompt into an empty cache, logits of the last; no sampling."),
+    ("decode", "Decoding with a whole model",
+     "A prompt of so many tokens, then greedy tokens one by one; the prompt is included in the time. r: with a LoRA adapter, "
+     "unmerged, on all seven projections. PyTorch: `generate` of transformers."),
 ]
+README_CASES = ["lora_delta:T=64,d=1024,r=8", "lora_linear:T=64,d=1024,r=8", "lora_step:B=4,T=64,d=512,r=8",
+                "adamw:n=262144", "rms_norm:T=64,C=1024", "sample:V=32000,mode=top_k,k=50",
+                "sample:V=32000,mode=top_p,p=0.9", "train_step:shape=qwen2.5-0.5b,T=512,r=16,dtype=bf16",
+                "decode:shape=qwen2.5-0.5b,prompt=16,tokens=32,dtype=bf16"]
 
 
-def median(values):
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else 0.5 * (ordered[middle - 1] + ordered[middle])
+def table(header, rows):
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows] + [""]
 
 
-def duration(seconds):
-    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
-
-
-def measured(case):
-    """Side -> (median, minimum, result), of the sides that gave a time."""
-    return {side: (median(r["seconds"]), min(r["seconds"]), r)
-            for side, r in case["results"].items() if r.get("seconds")}
-
-
-def ratio(case, side):
-    """Time of wick over the time of the side, by medians; None without both."""
-    times = measured(case)
-    return times["wick"][0] / times[side][0] if side in times and "wick" in times else None
-
-
-def kind_of(case):
-    return case["name"].split(":")[0]
-
-
-def sides_of(record):
-    return [side for side in NAMES if side in record["sides"] and "unavailable" not in record["sides"][side]]
-
-
-def case_label(case):
-    return case["name"].split(":", 1)[1].replace(",", ", ").replace("shape=", "")
-
-
-def rate_cell(case, machine):
-    """What wick reaches at its fastest, as a share of the machine's limit."""
-    best = measured(case)["wick"][1]
+def reached(case, machine):
+    """What wick reaches at its fastest, and its share of the machine's limit."""
+    times = times_of(case)["wick"]
     cells = []
     if case["flops"] > 0:
-        rate = case["flops"] / best * 1e-9
-        cells.append(f"{rate:.3g} GF/s ({100 * rate / machine['fma_gflops_all']:.0f} %)")
+        rate = case["flops"] / min(times) * 1e-9
+        cells.append(f"{rate:.3g} GF/s ({100 * rate / flop_limit(machine):.0f} %)")
     elif case["bytes"] > 0:
-        cells.append(f"{case['bytes'] / best * 1e-9:.3g} GB/s")
+        rate = case["bytes"] / min(times) * 1e-9
+        # What fits into a cache is not held to the memory's bandwidth.
+        share = f" ({100 * rate / machine['read_gbs_all']:.0f} %)" if case["heavy"] else ""
+        cells.append(f"{rate:.3g} GB/s{share}")
     if case["tokens"] > 0:
-        cells.append(f"{case['tokens'] / measured(case)['wick'][0]:.3g} tok/s")
+        cells.append(f"{case['tokens'] / median(times):.3g} tok/s")
     return ", ".join(cells)
 
 
-def section(record, kind, title, note):
-    cases = [case for case in record["cases"] if kind_of(case) == kind and "wick" in measured(case)]
+def kind_section(record, kind, title, note):
+    cases = cases_of(record, kind)
     if not cases:
         return []
-    sides = [side for side in sides_of(record) if any(side in measured(case) for case in cases)]
+    sides = [side for side in sides_of(record) if any(side in times_of(case) for case in cases)]
     peers = [side for side in sides if side != "wick"]
-    lines = [f"### {title}", "", note, ""]
-    header = ["case"] + [NAMES[side] for side in sides] + [f"wick / {NAMES[p]}" for p in peers] + ["wick reaches"]
-    lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    rows = []
     for case in cases:
-        times = measured(case)
-        row = [f"`{case_label(case)}`"]
-        row += [f"{duration(times[s][0])} ({duration(times[s][1])})" if s in times else "-" for s in sides]
-        row += ["-" if ratio(case, p) is None else f"{ratio(case, p):.2f}" for p in peers]
-        row.append(rate_cell(case, record["machine"]))
-        lines.append("| " + " | ".join(row) + " |")
-    memory = [(case, s, r["extra"]["peak_rss_bytes"]) for case in cases
-              for s, (_, _, r) in measured(case).items() if "extra" in r]
-    if memory:
-        lines += ["", "Peak memory of the process:", ""]
-        lines += [f"- `{case_label(case)}`, {NAMES[side]}: {size / 2**30:.2f} GiB" for case, side, size in memory]
-    return lines + [""]
+        times = times_of(case)
+        row = [f"`{label_of(case)}`"]
+        row += [f"{duration(median(times[s]))} ({duration(min(times[s]))})" if s in times else "-" for s in sides]
+        row += [ratio_text(ratio(case, p)) for p in peers]
+        rows.append(row + [reached(case, record["machine"])])
+    header = ["case", *(NAMES[s] for s in sides), *(f"wick / {NAMES[p]}" for p in peers), "wick reaches"]
+    return [f"#### {title}", "", note, "", *table(header, rows)]
 
 
-def chart(record):
-    """Bars of the ratios wick / peer on a logarithmic axis; left of the line wick is faster."""
-    peers = [side for side in sides_of(record) if side in ("onednn", "torch", "mlx")]
-    cases = [case for case in record["cases"] if any(ratio(case, p) for p in peers)]
-    left, width, row, low, high = 330, 420, 8, 1 / 64, 4.0
-    height = len(cases) * (row * len(peers) + 8) + 60
-
-    def x_of(value):
-        value = min(max(value, low), high)
-        return left + width * (math.log2(value) - math.log2(low)) / (math.log2(high) - math.log2(low))
-
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 60}" height="{height}" '
-             'font-family="sans-serif" font-size="11">',
-             f'<rect width="100%" height="100%" fill="white"/>']
-    for power in range(-6, 3):
-        x = x_of(2.0 ** power)
-        label = f"{2 ** power}" if power >= 0 else f"1/{2 ** -power}"
-        colour = "#333" if power == 0 else "#ddd"
-        parts.append(f'<line x1="{x:.1f}" y1="30" x2="{x:.1f}" y2="{height - 10}" stroke="{colour}"/>')
-        parts.append(f'<text x="{x:.1f}" y="24" text-anchor="middle">{label}</text>')
-    for i, side in enumerate(peers):
-        parts.append(f'<rect x="{8 + 90 * i}" y="8" width="10" height="10" fill="{COLOURS[side]}"/>'
-                     f'<text x="{22 + 90 * i}" y="17">/ {NAMES[side]}</text>')
-    y = 38
+def memory_section(record, device):
+    cases = [case for case in record["cases"] if memory_of(case)]
+    if not cases:
+        return []
+    sides = [side for side in sides_of(record) if any(side in memory_of(case) for case in cases)]
+    rows = []
     for case in cases:
-        parts.append(f'<text x="{left - 6}" y="{y + row * len(peers) / 2 + 4:.0f}" text-anchor="end">{case["name"]}</text>')
-        for side in peers:
-            value = ratio(case, side)
-            if value is not None:
-                one, here = x_of(1.0), x_of(value)
-                parts.append(f'<rect x="{min(one, here):.1f}" y="{y}" width="{max(abs(here - one), 1):.1f}" '
-                             f'height="{row - 1}" fill="{COLOURS[side]}"/>')
-            y += row
-        y += 8
-    return "\n".join(parts + ["</svg>", ""])
+        memory = memory_of(case)
+        cells = [f"{memory[s] / 2**30:.2f} GiB" if s in memory else "-" for s in sides]
+        rows.append([f"`{case['name']}`", *cells])
+    return ["### Memory", "", "Peak resident size of the side's process, which runs this one case: the program, building the "
+            "model and the weights are included.", "", f"![{CHART_TITLES['memory']}](benchmarks/{device}-memory.svg)", "",
+            *table(["case", *(NAMES[s] for s in sides)], rows)]
 
 
-def benchmarks_page(record):
+def kernel_section(record, device):
+    """Where the time of whole models goes, from wick's own profiles."""
+    if not record.get("profiles"):
+        return []
     machine = record["machine"]
-    versions = ", ".join(f"{NAMES[s]} {record['sides'][s].get('version', '')}".strip() for s in sides_of(record))
-    missing = [f"{NAMES[s]} ({record['sides'][s]['unavailable']})" for s in NAMES
-               if s in record["sides"] and "unavailable" in record["sides"][s]]
-    missing += [NAMES[s] for s in NAMES if s not in record["sides"]]
-    lines = [
-        "# Benchmarks", "",
-        "This page is written by `tools/make_benchmarks.py` from `benchmarks/cpu.json`; `./run compare` makes both anew.", "",
-        "## What is measured", "",
-        "- Completed work only: a sample is one call whose result is there when the clock stops (MLX: `mx.eval` every call).",
-        "- Both sides do the same operation on the same shapes in the same run. Each side is a process that waits while the "
-        "others work; for every case the sides take turns, in an order that rotates.",
-        f"- Small cases: {record['rounds']} rounds of {record['samples']} samples a side. Times are medians, minima in "
-        "brackets; ratios are of medians, below 1 where wick is faster.",
-        "- wick proves the result of each small case against a scalar reference in double precision before it is timed.",
-        "- Random weights and inputs; nothing is downloaded.", "",
-        "## Machine", "",
-        f"{machine['processor']}, {machine['instruction_set']}, {record['threads']} threads on each side. Measured limits: "
-        f"f32 multiply-add {machine['fma_gflops_one']:.0f} GF/s on one thread and {machine['fma_gflops_all']:.0f} on all; "
-        f"memory read {machine['read_gbs_one']:.0f} and {machine['read_gbs_all']:.0f} GB/s.", "",
-        f"Versions: {versions}. " + (f"Not measured: {', '.join(missing)}." if missing else ""), "",
-        "## Results", "", "![time of wick over time of each peer](benchmarks/cpu.svg)", "",
-    ]
-    for kind, title, note in KINDS:
-        lines += section(record, kind, title, note)
-    lines += ["## How to reproduce", "", "```", "./run compare                      # everything; installs the peers into build/peers",
-              "./run compare --filter lora_       # some cases", "wick bench training                # wick alone", "```", ""]
-    return "\n".join(lines)
+    lines = ["### Where the time goes", "", "From `wick bench --profile`, which awaits each kernel. Rates are of the work a "
+             "kernel has to do at least: each input read and each output written once. In brackets: share of the machine's "
+             "limit.", "", f"![{CHART_TITLES['kernels']}](benchmarks/{device}-kernels.svg)", ""]
+    for profile in record["profiles"]:
+        rows = []
+        for kernel in sorted(profile["kernels"], key=lambda kernel: -kernel["seconds"]):
+            share = kernel["seconds"] / profile["wall_seconds"]
+            if share < 0.001:
+                continue
+            flops, moved = (kernel[key] / kernel["seconds"] * 1e-9 for key in ("flops", "bytes"))
+            rows.append([kernel["kernel"], f"{kernel['calls'] / profile['calls']:.0f}",
+                         duration(kernel["seconds"] / profile["calls"]), f"{100 * share:.1f} %",
+                         f"{flops:.3g} ({100 * flops / flop_limit(machine):.0f} %)",
+                         f"{moved:.3g} ({100 * moved / machine['read_gbs_all']:.0f} %)"])
+        outside = profile["wall_seconds"] - sum(kernel["seconds"] for kernel in profile["kernels"])
+        rows.append(["outside kernels", "", duration(outside / profile["calls"]),
+                     f"{100 * outside / profile['wall_seconds']:.1f} %", "", ""])
+        lines += [f"`{profile['name']}`", "", *table(["kernel", "calls", "time a call of the case", "share", "GF/s", "GB/s"],
+                                                     rows)]
+    return lines
 
 
-def readme_table(record):
-    peers = [side for side in sides_of(record) if side in ("onednn", "torch", "mlx")]
-    shown = ["lora_delta:T=64,d=1024,r=8", "lora_linear:T=64,d=1024,r=8", "lora_step:B=4,T=64,d=512,r=8", "adamw:n=262144",
-             "rms_norm:T=64,C=1024", "sample:V=32000,mode=top_k,k=50", "sample:V=32000,mode=top_p,p=0.9",
-             "train_step:shape=qwen2.5-0.5b,T=512,r=16,dtype=bf16"]
-    titles = {kind: title for kind, title, _ in KINDS}
-    lines = [BEGIN, "| case | wick | " + " | ".join(NAMES[p] for p in peers) + " |", "|---|---|" + "---|" * len(peers)]
+def threads_section(record):
+    rows = [[f"`{case['name']}`", duration(median(case["one_seconds"])), duration(median(case["all_seconds"])),
+             f"{median(case['one_seconds']) / median(case['all_seconds']):.2f}"] for case in record.get("scaling", [])]
+    if not rows:
+        return []
+    return ["### One thread and all", "", f"Every case of 1 Mflop or more, with one thread and with {record['threads']}, taking "
+            "turns. Small cases run on one thread by choice: waking another costs more than it gains.", "",
+            *table(["case", "one thread", "all", "gain"], rows)]
+
+
+def neighbour_section(record):
+    rows = []
+    for case in record.get("neighbour", []):
+        quiet, busy = median(case["quiet_seconds"]), median(case["busy_seconds"])
+        rows.append([f"`{case['name']}`", duration(quiet), duration(busy), f"{busy / quiet:.2f}"])
+    if not rows:
+        return []
+    return ["### With a busy neighbour", "", "The same cases while another process keeps one core busy, in turns with quiet "
+            "rounds.", "", *table(["case", "quiet", "busy neighbour", "times as long"], rows)]
+
+
+def limits_text(machine):
+    """The machine's measured limits in a sentence."""
+    parts = [f"f32 multiply-add {machine['fma_gflops_one']:.0f} GF/s on one thread and {machine['fma_gflops_all']:.0f} on "
+             "all" if "fma_gflops_one" in machine else f"f32 multiply-add {machine['fma_gflops_all']:.0f} GF/s"]
+    if "matmul_gflops_all" in machine:
+        parts.append(f"matrix products {machine['matmul_gflops_all']:.0f} GF/s")
+    parts.append(f"memory read {machine['read_gbs_one']:.1f} GB/s on one thread and {machine['read_gbs_all']:.1f} on all"
+                 if "read_gbs_one" in machine else f"memory read {machine['read_gbs_all']:.0f} GB/s")
+    return "; ".join(parts)
+
+
+def configuration(record):
+    machine = record["machine"]
+    rows = []
+    for side in NAMES:
+        info = record["sides"].get(side, {"unavailable": "not asked for"})
+        version = info.get("unavailable")
+        version = f"not measured: {version}" if version else f"{info.get('version', '')} {info.get('detail', '')}".strip()
+        rows.append([NAMES[side], version])
+    # Highway calls AVX-512 and what followed it AVX3.
+    instructions = f", {machine['instruction_set'].replace('AVX3', 'AVX-512')}" if "instruction_set" in machine else ""
+    return ["### Configuration", "",
+            f"{machine['processor']}{instructions}, {machine['system']}; {record['threads']} threads a side. Limits, measured "
+            f"in the same run: {limits_text(machine)}.", "", *table(["side", "version and kernels"], rows)]
+
+
+def goals_section(record, device):
+    """On the CPU alone: the goals are ratios to peers there."""
+    goals = goals_of(record) if device == "cpu" else []
+    rows = [[what, goal, reached, "yes" if enough else "**no**"] for what, goal, reached, enough in goals]
+    return ["### Goals", "", "What wick is held to, and the worst case of this run.", "",
+            *table(["what", "goal", "worst case", "reached"], rows)] if rows else []
+
+
+def lacks_section(record):
+    """Why a peer has no figure where it has none."""
+    reasons = {}
     for case in record["cases"]:
-        times = measured(case)
-        if case["name"] in shown and "wick" in times:
-            cells = [duration(times[p][0]) if p in times else "-" for p in peers]
-            lines.append(f"| {titles[kind_of(case)]}, `{case_label(case)}` | {duration(times['wick'][0])} | "
-                         + " | ".join(cells) + " |")
-    return "\n".join(lines + [END])
+        for side, result in case["results"].items():
+            if "unavailable" in result:
+                reasons.setdefault((side, result["unavailable"]), set()).add(kind_of(case))
+    rows = [[NAMES[side], ", ".join(sorted(kinds)), reason] for (side, reason), kinds in sorted(reasons.items())]
+    return ["### Not measured, and why", "", *table(["side", "cases", "reason"], rows)] if rows else []
 
 
-def with_table(readme, table):
+def heading_of(record, device):
+    return "CPU" if device == "cpu" else f"CUDA: {record['machine']['processor']}"
+
+
+def gpu_lines(record, device, cpu):
+    lines = [f"## {heading_of(record, device)}", "", *gpu_part(record, cpu)]
+    for name in ("speed", "memory"):
+        if CHARTS[name](record):
+            lines += [f"![{CHART_TITLES[name].replace('of the process', 'of the GPU')}](benchmarks/{device}-{name}.svg)", ""]
+    return lines + kernel_section(record, device) + lacks_section(record)
+
+
+def device_part(record, device):
+    unknown = {kind_of(case) for case in record["cases"]} - {kind for kind, _, _ in KINDS}
+    if unknown:
+        sys.exit(f"benchmarks/{device}.json: say in KINDS what these cases include: {', '.join(sorted(unknown))}")
+    charts = [f"![{CHART_TITLES[name]}](benchmarks/{device}-{name}.svg)" for name in ("ratios", "speed")
+              if CHARTS[name](record)]
+    lines = [f"## {heading_of(record, device)}", "", *configuration(record), "### Results", "",
+             f"Small cases: up to {record['rounds']} x {record['samples']} samples a side, taken in {record['rounds']} turns; whole "
+             "models: fewer, all in the file of samples. Times are medians, with minima in brackets; ratios are of medians, below 1 where wick is faster.", ""]
+    for link in charts:
+        lines += [link, ""]
+    for kind, title, note in KINDS:
+        lines += kind_section(record, kind, title, note)
+    return (lines + goals_section(record, device) + memory_section(record, device) + kernel_section(record, device) + threads_section(record)
+            + neighbour_section(record) + lacks_section(record))
+
+
+METHOD = """# Benchmarks
+
+This page is written by `tools/make_benchmarks.py` from the samples in `benchmarks/`; `./run compare` makes both anew. No figure
+is typed by hand, and a test checks that page, charts and samples agree.
+
+## How it is measured
+
+- Completed work only: a sample is one call whose result is there when the clock stops (MLX: `mx.eval` every call).
+- Both sides do the same operation on the same shapes in the same run, in the same number type unless the case says otherwise. Each
+  side is a process that waits while the others work; for every case the sides take turns, in an order that rotates, so that a
+  change in the machine's load meets all of them. Models that take minutes a call are the exception: one side after the other.
+- Three calls of a small case, or one of a whole model, come before the samples and are not counted.
+- wick proves the result of each small case against a scalar reference in double precision before it is timed; whole models are
+  proved by the test suite against PyTorch.
+- Every kernel timed is the one that `wick train`, `generate` and `evaluate` run.
+- Random weights and inputs; nothing is downloaded. Loading a model is not in any time.
+"""
+
+REPRODUCE = """## How to reproduce
+
+```
+./run compare                           # everything; installs the peers into build/peers
+bench/gpu.sh WICK benchmarks/cuda.json   # on a machine with a GPU, a program of ./run cuda-build
+./run compare --filter lora_            # some cases, shown only
+wick bench machine                      # the machine's limits
+wick bench training                     # wick alone; inference: the other suite
+wick bench training --shape qwen2.5-0.5b --profile
+tools/compare_bench.py OLD.json NEW.json
+```
+"""
+
+
+def benchmarks_page(records):
+    parts = [METHOD.rstrip("\n"), ""]
+    for device, record in records.items():
+        parts += gpu_lines(record, device, records.get("cpu")) if is_gpu(record) else device_part(record, device)
+    return "\n".join(parts + [REPRODUCE])
+
+
+def readme_gpu_table(record):
+    """Of one card; empty where the record is not of one."""
+    if not is_gpu(record):
+        return []
+    about = (f"{record['machine']['processor']}, beside PyTorch (whole models: PEFT + transformers). in=graph: the time of a call "
+             "inside a replayed CUDA graph. In brackets time of wick / time of PyTorch.")
+    return [about, "", *table(["case", "wick", "PyTorch"], readme_rows(record))]
+
+
+def readme_table(record, others):
+    peers = [side for side in sides_of(record) if side in ("onednn", "torch", "mlx", "llama.cpp")]
+    titles = {kind: title for kind, title, _ in KINDS}
+    rows = []
+    for case in filter(None, (case_named(record, name) for name in README_CASES)):
+        times = times_of(case)
+        cells = [f"{duration(median(times[p]))} ({ratio_text(ratio(case, p))})" if p in times else "-" for p in peers]
+        rows.append([f"{titles[kind_of(case)]}, `{label_of(case)}`", duration(median(times["wick"])), *cells])
+    machine = record["machine"]
+    header = ["case", "wick", *(NAMES[p] for p in peers)]
+    about = (f"{machine['processor']}, {record['threads']} threads a side; in brackets time of wick / time of the peer. "
+             "oneDNN: the bare products alone. All cases, what each includes, memory and profiles: [BENCHMARKS.md](BENCHMARKS.md).")
+    gpus = [line for other in others for line in readme_gpu_table(other)]
+    return "\n".join([BEGIN, "", about, "", *table(header, rows), *gpus, END])
+
+
+def with_table(readme, text):
     """The README with its table replaced; as it is where it has no place marked for one."""
     before, marker, rest = readme.partition(BEGIN)
     after = rest.partition(END)[2]
-    return before + table + after if marker else readme
+    return before + text + after if marker else readme
+
+
+def make_pages(root):
+    """Path -> text of everything that the samples under `root` give; empty without samples."""
+    paths = [root / "benchmarks" / "cpu.json", *sorted((root / "benchmarks").glob("cuda*.json"))]
+    records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()}
+    pages = {}
+    for device, record in records.items():
+        for name, draw in CHARTS.items():
+            chart = draw(record)
+            if chart:
+                pages[root / "benchmarks" / f"{device}-{name}.svg"] = chart
+    if records:
+        pages[root / "BENCHMARKS.md"] = benchmarks_page(records)
+    if "cpu" in records:
+        readme = root / "README.md"
+        pages[readme] = with_table(readme.read_text(encoding="utf-8"), readme_table(records["cpu"], list(records.values())))
+    return pages
+
+
+def stale_pages(root):
+    """Paths of what differs from the samples, and of charts that no samples give."""
+    pages = make_pages(root)
+    stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    return stale, [path for path in sorted((root / "benchmarks").glob("*.svg")) if path not in pages]
 
 
 def main():
-    record = json.loads(RESULTS.read_text(encoding="utf-8"))
-    readme = ROOT / "README.md"
-    pages = {ROOT / "BENCHMARKS.md": benchmarks_page(record),
-             ROOT / "benchmarks" / "cpu.svg": chart(record),
-             readme: with_table(readme.read_text(encoding="utf-8"), readme_table(record))}
-    stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-    if sys.argv[1:] == ["--check"]:
-        for path in stale:
-            print(f"{path.relative_to(ROOT)}:1: differs from benchmarks/cpu.json: run tools/make_benchmarks.py")
-        return 1 if stale else 0
+    arguments = [argument for argument in sys.argv[1:] if argument != "--check"]
+    root = Path(arguments[0]) if arguments else Path(__file__).resolve().parent.parent
+    stale, left_over = stale_pages(root)
+    if "--check" in sys.argv[1:]:
+        for path in stale + left_over:
+            print(f"{path.relative_to(root)}:1: differs from the samples in benchmarks/: run tools/make_benchmarks.py")
+        return 1 if stale or left_over else 0
+    pages = make_pages(root)
     for path in stale:
         path.write_text(pages[path], encoding="utf-8")
+    for path in left_over:
+        path.unlink()
     return 0
 
 

@@ -217,7 +217,8 @@ def decode(shape, prompt, tokens, dtype, r=0):
 
     def call():
         with torch.inference_mode():
-            model.generate(input_ids=ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
+            # The first token comes from the prompt's pass, the others from a pass each.
+            model.generate(input_ids=ids, max_new_tokens=tokens + 1, min_new_tokens=tokens + 1, do_sample=False,
                            pad_token_id=0)
 
     call.extra = peak_memory
@@ -242,7 +243,8 @@ KINDS = {
     "softmax": rowwise(lambda x, w, b: torch.softmax(x, -1)),
     "layer_norm": rowwise(lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b)),
     "rms_norm": rowwise(lambda x, w, b: F.rms_norm(x, x.shape[-1:], w, 1e-6)),
-    "sample": sample, "kv_append": kv_append, "kv_fill": kv_fill, "gemm": gemm, "train_step": train_step, "decode": decode, "prefill": prefill,
+    "sample": sample, "kv_append": kv_append, "kv_fill": kv_fill, "gemm": gemm,
+    "train_step": train_step, "decode": decode, "prefill": prefill,
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-// The pool: one atomic number names the run and hands out its tasks.
+// The pool: each thread has a share of the tasks, handed out by an atomic number that names the
+// run.
 #include "wick/base/parallel.h"
 
 #include <sched.h>
@@ -52,38 +53,77 @@ int usable_cores() {
 }
 
 struct ThreadPool::State {
+  // The tasks that a thread begins with. Others take from them when their own are done.
+  struct alignas(64) Share {
+    // The number of the run in the upper half, the next free task in the lower. A thread claims a
+    // task by moving on exactly the ticket it has read. So a worker that the system wakes too late
+    // finds nothing to claim, and nobody waits for it.
+    std::atomic<uint64_t> ticket{0};
+    std::atomic<int64_t> end{0};
+  };
+
+  explicit State(int threads) : shares(static_cast<size_t>(threads)) {}
+
+  std::vector<Share> shares;  // by thread; the caller's is the first, and is opened last
   std::vector<std::thread> workers;
   std::mutex mutex;
   std::condition_variable wake;
   std::condition_variable done;
   std::atomic<bool> stop{false};
-  // The number of the run in the upper half, its next free task in the lower. A thread claims a
-  // task by moving on exactly the ticket it has read. So a worker that the system wakes too late
-  // finds nothing to claim, and nobody waits for it.
-  std::atomic<uint64_t> ticket{0};
   std::atomic<int64_t> finished{0};
   std::atomic<int64_t> count{0};
   std::atomic<const std::function<void(int64_t)>*> task{nullptr};
   std::exception_ptr error;
 
-  uint64_t run_number() const { return ticket.load(std::memory_order_acquire) >> 32; }
+  uint64_t run_number() const {
+    return shares.front().ticket.load(std::memory_order_acquire) >> 32;
+  }
 
-  // Claims and runs tasks until none is left.
-  void work() {
+  void open_run(int64_t tasks, const std::function<void(int64_t)>& body) {
+    const uint64_t number = run_number();
+    // Closes the ended run before its fields change: nobody may claim its next number with the new
+    // body. Whoever reads a new field sees the closed ticket too.
+    for (Share& share : shares) {
+      share.ticket.store(number << 32 | 0xFFFFFFFFU, std::memory_order_release);
+    }
+    finished.store(0, std::memory_order_release);
+    task.store(&body, std::memory_order_release);
+    count.store(tasks, std::memory_order_release);
+    const auto threads = static_cast<int64_t>(shares.size());
+    // The first threads get what is left over: the caller is there already.
+    const auto begin_of = [&](int64_t i) { return (tasks * i + threads - 1) / threads; };
+    for (int64_t i = threads - 1; i >= 0; --i) {
+      Share& share = shares[i];
+      share.end.store(begin_of(i + 1), std::memory_order_release);
+      const auto begin = static_cast<uint64_t>(begin_of(i));
+      share.ticket.store((number + 1) << 32 | begin, std::memory_order_release);
+    }
+  }
+
+  // Claims and runs tasks until none is left, those of the thread's own share first.
+  void work(size_t thread) {
     inside_task = true;
-    uint64_t claimed = ticket.load(std::memory_order_acquire);
+    for (size_t i = 0; i < shares.size(); ++i) {
+      work_off(shares[(thread + i) % shares.size()]);
+    }
+    inside_task = false;
+  }
+
+  void work_off(Share& share) {
+    uint64_t claimed = share.ticket.load(std::memory_order_acquire);
     for (;;) {
       const auto index = static_cast<int64_t>(claimed & 0xFFFFFFFFU);
-      const int64_t last = count.load(std::memory_order_acquire);
+      const int64_t end = share.end.load(std::memory_order_acquire);
+      const int64_t all = count.load(std::memory_order_acquire);
       const auto* body = task.load(std::memory_order_acquire);
-      if (index >= last) {
-        break;
+      if (index >= end) {
+        return;
       }
-      if (!ticket.compare_exchange_weak(claimed, claimed + 1, std::memory_order_acq_rel,
-                                        std::memory_order_acquire)) {
+      if (!share.ticket.compare_exchange_weak(claimed, claimed + 1, std::memory_order_acq_rel,
+                                              std::memory_order_acquire)) {
         continue;
       }
-      // The ticket was current, and the run cannot end without this task: body and last are its
+      // The ticket was current, and the run cannot end without this task: body and count are its
       // own.
       try {
         (*body)(index);
@@ -93,16 +133,15 @@ struct ThreadPool::State {
           error = std::current_exception();
         }
       }
-      if (finished.fetch_add(1, std::memory_order_acq_rel) + 1 == last) {
+      if (finished.fetch_add(1, std::memory_order_acq_rel) + 1 == all) {
         const std::lock_guard lock(mutex);
         done.notify_one();
       }
-      claimed = ticket.load(std::memory_order_acquire);
+      claimed = share.ticket.load(std::memory_order_acquire);
     }
-    inside_task = false;
   }
 
-  void worker_loop() {
+  void worker_loop(size_t thread) {
     uint64_t seen = 0;
     for (;;) {
       const auto ready = [&] { return run_number() != seen || stop; };
@@ -114,15 +153,15 @@ struct ThreadPool::State {
         return;
       }
       seen = run_number();
-      work();
+      work(thread);
     }
   }
 };
 
-ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
-  const int total = threads > 0 ? threads : usable_cores();
-  for (int i = 1; i < total; ++i) {
-    state_->workers.emplace_back([state = state_.get()] { state->worker_loop(); });
+ThreadPool::ThreadPool(int threads)
+    : state_(std::make_unique<State>(threads > 0 ? threads : usable_cores())) {
+  for (size_t i = 1; i < state_->shares.size(); ++i) {
+    state_->workers.emplace_back([state = state_.get(), i] { state->worker_loop(i); });
   }
 }
 
@@ -153,17 +192,10 @@ void ThreadPool::run(int64_t count, const std::function<void(int64_t)>& task) {
   {
     // Under the lock, so that a worker between its last look and its sleep cannot miss the new run.
     const std::lock_guard lock(s.mutex);
-    // Closes the ended run before its fields change: nobody may claim its next number with the new
-    // body. Whoever reads a new field sees the closed ticket too.
-    const uint64_t number = s.run_number();
-    s.ticket.store(number << 32 | 0xFFFFFFFFU, std::memory_order_release);
-    s.finished.store(0, std::memory_order_release);
-    s.task.store(&task, std::memory_order_release);
-    s.count.store(count, std::memory_order_release);
-    s.ticket.store((number + 1) << 32, std::memory_order_release);
+    s.open_run(count, task);
   }
   s.wake.notify_all();
-  s.work();
+  s.work(0);
   const auto all_finished = [&] { return s.finished.load(std::memory_order_acquire) == count; };
   if (!spin_for(all_finished)) {
     std::unique_lock lock(s.mutex);

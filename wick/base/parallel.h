@@ -1,11 +1,11 @@
 // A pool of threads for data-parallel loops.
 //
-// `run(count, task)` calls task(i) once for each i in [0, count) and returns when all are done; the
-// caller works too. Which thread takes which task is not fixed, so a task must own its outputs:
-// results then do not depend on the number of threads. A waiting thread spins at most some 20 us
-// and then blocks, so a busy machine is not burnt; and a run waits for its tasks, not for threads
-// that the system has not scheduled. One `run` at a time; a `run` inside a task
-// executes serially in that thread.
+// `run(count, task)` calls task(i) once for each i in [0, count); the caller works too. A thread
+// begins with its own share, the same in every run of that count, for what its cache still holds;
+// then it helps others. So a task must own its outputs: results then do not depend on the number of
+// threads. A waiting thread spins at most some 20 us and then blocks, so a busy machine is not
+// burnt; and a run waits for its tasks, not for threads that the system has not scheduled. One
+// `run` at a time; a `run` inside a task executes serially in that thread.
 #pragma once
 
 #include <cstdint>

@@ -36,7 +36,11 @@ Decoder::Decoder(Backend& backend, ModelConfig config, const WeightSource& weigh
     : Decoder(backend, std::move(config),
               [&](const std::string& name, const Shape& shape, WeightKind kind) {
                 Tensor tensor = weights.load(backend, name, shape);
-                return kind == WeightKind::matrix ? tensor : widened(backend, tensor);
+                // A product adds a bias as it stands where that is the type of its result.
+                const bool as_stored = kind == WeightKind::matrix ||
+                                       (kind == WeightKind::bias &&
+                                        backend.activation_type(tensor.dtype()) == tensor.dtype());
+                return as_stored ? tensor : widened(backend, tensor);
               }) {}
 
 std::unique_ptr<Decoder> Decoder::random(Backend& backend, const ModelConfig& config,

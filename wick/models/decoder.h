@@ -2,7 +2,7 @@
 //
 // Tokens of several sequences run end to end in one batch; attention never crosses a boundary and
 // positions restart at each. Weights are found under their Hugging Face names and keep their stored
-// type; norm weights and biases are widened to f32.
+// type; norm weights are widened to f32, and so are biases unless activations have their type.
 //
 // Training, one micro-batch:
 //     Tape tape(backend);

@@ -4,9 +4,11 @@
 // no pass of their own and run at the rate of f32.
 //
 // With a few rows there is nothing to reuse, and packing would cost more than the product: then
-// dot products read the weights as they are stored, at the speed of memory.
+// dot products read the weights as they are stored, at the speed of memory. And where both sides
+// are f32 and the right one is not transposed, a library is as good (dense_gemm.h).
 #include "wick/backend/cpu/matmul.h"
 
+#include "wick/backend/cpu/dense_gemm.h"
 #include "wick/backend/cpu/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -84,23 +86,26 @@ void multiply_by_dots(const Context& context, const Tensor& a, const Tensor& b,
   });
 }
 
+// Rows [m, m + rows) of the left side, depths [k, k + depth), into [row][kLeftStride].
+void pack_left_block(const float* a, MatmulForm form, const MatmulSizes& sizes, int64_t m,
+                     int64_t rows, int64_t k, int64_t depth, float* to) {
+  if (form == MatmulForm::tn) {
+    HWY_DYNAMIC_DISPATCH(PackLeftTransposed)(a + k * sizes.M + m, sizes.M, rows, depth, to);
+    return;
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    std::memcpy(to + i * kLeftStride, a + (m + i) * sizes.K + k, depth * sizeof(float));
+  }
+}
+
 // Rows [m0, m0 + rows) of the left side, all depths, into [depth block][row][kLeftStride].
 void pack_left(const Context& context, const Tensor& a, MatmulForm form, const MatmulSizes& sizes,
                int64_t m0, int64_t rows, float* to) {
-  const float* data = a.data<float>();
   for_ranges(context, rows, rows_of(65536, sizes.K), [&](int64_t begin, int64_t end) {
     for (int64_t k = 0; k < sizes.K; k += kDepth) {
-      const int64_t depth = std::min(kDepth, sizes.K - k);
-      float* block = to + (k / kDepth * rows + begin) * kLeftStride;
-      if (form == MatmulForm::tn) {
-        HWY_DYNAMIC_DISPATCH(PackLeftTransposed)
-        (data + k * sizes.M + m0 + begin, sizes.M, end - begin, depth, block);
-        continue;
-      }
-      for (int64_t m = begin; m < end; ++m) {
-        std::memcpy(block + (m - begin) * kLeftStride, data + (m0 + m) * sizes.K + k,
-                    depth * sizeof(float));
-      }
+      pack_left_block(a.data<float>(), form, sizes, m0 + begin, end - begin, k,
+                      std::min(kDepth, sizes.K - k),
+                      to + (k / kDepth * rows + begin) * kLeftStride);
     }
   });
 }
@@ -166,6 +171,64 @@ void multiply_packed(const Context& context, const Tensor& a, const Tensor& b,
   }
 }
 
+// All of the right side, into [depth block][panels of TileColumns()].
+void pack_right_side(const Context& context, const Tensor& b, MatmulForm form,
+                     const MatmulSizes& sizes, float* to) {
+  const auto [M, N, K] = sizes;
+  const int64_t width = HWY_DYNAMIC_DISPATCH(TileColumns)();
+  const int64_t panels = ceil_div(N, width);
+  const bool transposed = form == MatmulForm::nt;
+  for_ranges(
+      context, panels, rows_of(65536, width * K), [&, N = N, K = K](int64_t begin, int64_t end) {
+        const int64_t n = begin * width;
+        const int64_t columns = std::min(end * width, N) - n;
+        for (int64_t k = 0; k < K; k += kDepth) {
+          const int64_t depth = std::min(kDepth, K - k);
+          with_elements(b, [&](const auto* weights) {
+            pack_right(transposed ? weights + n * K + k : weights + k * N + n, transposed ? K : N,
+                       transposed, columns, depth, to + panels * width * k + n * depth);
+          });
+        }
+      });
+}
+
+// A right side so small that all tasks read it from one packed copy. A task then has rows of its
+// own, and packs them where its core finds them again: in the second cache.
+void multiply_by_rows(const Context& context, const Tensor& a, const Tensor& b,
+                      const MatmulArgs& args, const MatmulSizes& sizes, const float* bias,
+                      const Tensor& c) {
+  const auto [M, N, K] = sizes;
+  const int64_t width = HWY_DYNAMIC_DISPATCH(TileColumns)();
+  const int64_t tile = HWY_DYNAMIC_DISPATCH(TileRows)();
+  const int64_t padded = ceil_div(N, width) * width;
+  const Scratch right(context.scratch, padded * K);
+  pack_right_side(context, b, args.form, sizes, right.data());
+  // Few enough rows that the tasks are many and even, enough that they reuse the panels.
+  const int64_t rows_of_task = ceil_div(40, tile) * tile;
+  for_ranges(context, M, rows_of_task, [&, M = M, N = N, K = K](int64_t begin, int64_t end) {
+    const Scratch left(context.scratch, (end - begin) * kLeftStride);
+    PackedProduct p{};
+    p.M = end - begin;
+    p.N = N;
+    p.left = left.data();
+    p.c = c.data<float>() + begin * N;
+    p.c_stride = N;
+    for (int64_t k = 0; k < K; k += kDepth) {
+      p.K = std::min(kDepth, K - k);
+      p.right = right.data() + padded * k;
+      p.accumulate = args.accumulate || k > 0;
+      p.bias = k == 0 ? bias : nullptr;
+      pack_left_block(a.data<float>(), args.form, {M, N, K}, begin, p.M, k, p.K, left.data());
+      HWY_DYNAMIC_DISPATCH(MultiplyPacked)(p);
+    }
+  });
+}
+
+bool suits_rows(const MatmulSizes& sizes) {
+  constexpr int64_t kMostRight = 262'144;
+  return sizes.K > 0 && sizes.N * sizes.K <= kMostRight && sizes.M >= 128;
+}
+
 }  // namespace
 
 void matmul(const Context& context, const Tensor& a, const Tensor& b, const MatmulArgs& args,
@@ -186,6 +249,11 @@ void matmul(const Context& context, const Tensor& a, const Tensor& b, const Matm
   }
   if (args.form == MatmulForm::nt && sizes.M <= kFewRows) {
     multiply_by_dots(context, a, b, args, sizes, bias, c);
+  } else if (b.dtype() == DType::f32 && dense_gemm_serves(args.form, sizes.K)) {
+    multiply_dense(context, {args.form, sizes.M, sizes.N, sizes.K, a.data<float>(), b.data<float>(),
+                             bias, args.accumulate, c.data<float>()});
+  } else if (suits_rows(sizes)) {
+    multiply_by_rows(context, a, b, args, sizes, bias, c);
   } else {
     multiply_packed(context, a, b, args, sizes, bias, c);
   }

@@ -21,7 +21,9 @@ struct ForwardTensors {
 };
 
 // A warp owns 16 kBlocks rows: two blocks halve the reads of key tiles from shared memory, which
-// would else bind before the tensor cores do.
+// would else bind before the tensor cores do. That takes all registers: at D = 128 two words of a
+// thread, and at 64 (for three blocks a multiprocessor) four, lie in local memory and are read once
+// a tile of keys.
 template <int kHead, int kRowBlocks, int kKeysOfTile>
 struct ForwardTile {
   static constexpr int kD = kHead;
@@ -29,6 +31,9 @@ struct ForwardTile {
   static constexpr int kKeys = kKeysOfTile;
   static constexpr int kRows = kTileWarps * 16 * kBlocks;
   static constexpr int kTileBytes = kKeys * kRowBytes<kD>;
+  // Blocks a multiprocessor, as far as registers go: the exponentials of some run beside the
+  // products of others.
+  static constexpr int kResident = kD <= 64 ? 3 : 2;
   // Queries; keys and values twice, since the next are loaded meanwhile; what the rows see.
   static constexpr int kKeysAt = kRows * kRowBytes<kD>;
   static constexpr int kRangesAt = kKeysAt + 4 * kTileBytes;
@@ -133,9 +138,32 @@ __device__ __forceinline__ void mask_scores(const VisibleKeys* keys, int first_k
   }
 }
 
+// The keys and values of a stage, for a warp whose rows see `seen` of them.
+template <class Tile>
+__device__ __forceinline__ void attend_tile(uint32_t queries, uint32_t stage,
+                                            const VisibleKeys* seen, const KeyBounds& bounds,
+                                            int first_key, float scale2,
+                                            RunningSoftmax<Tile::kBlocks>& softmax,
+                                            float (&o)[Tile::kBlocks][Tile::kD / 8][4]) {
+  constexpr int kD = Tile::kD;
+  constexpr int kKeys = Tile::kKeys;
+  if (first_key >= bounds.end || first_key + kKeys <= bounds.begin) {
+    return;
+  }
+  float scores[Tile::kBlocks][kKeys / 8][4] = {};
+  multiply_nt<kD, Tile::kBlocks, kKeys>(queries, stage + right_lane<kD>(), scores);
+  if (first_key < bounds.inner_begin || first_key + kKeys > bounds.inner_end) {
+    mask_scores<Tile::kBlocks, kKeys>(seen, first_key, scores);
+  }
+  softmax.template step<kKeys, kD>(scale2, scores, o);
+  uint32_t p[Tile::kBlocks][kKeys / 16][4];
+  to_fragments<Tile::kBlocks, kKeys>(scores, p);
+  multiply_nn<kD, Tile::kBlocks, kKeys>(p, stage + Tile::kTileBytes + left_lane<kD>(), o);
+}
+
 // Grid: H, tiles of rows from the last to the first, since those usually see the most keys.
 template <class Tile>
-__global__ void __launch_bounds__(kTileThreads, 2)
+__global__ void __launch_bounds__(kTileThreads, Tile::kResident)
     attention_kernel(const AttentionCall call, const ForwardTensors tensors) {
   constexpr int kD = Tile::kD;
   constexpr int kKeys = Tile::kKeys;
@@ -173,31 +201,18 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const float scale2 = call.scale * kLog2E;
   const uint32_t queries = shared_address(shared) + warp_row * kRowBytes<kD> + left_lane<kD>();
   uint32_t stage = shared_address(shared) + Tile::kKeysAt;
-  uint32_t other_stage = stage + 2 * Tile::kTileBytes;
+  const uint32_t both = 2 * stage + 2 * Tile::kTileBytes;
   if (of_tile.begin < of_tile.end) {
-    load_keys(of_tile.begin, other_stage);
+    load_keys(of_tile.begin, both - stage);
   }
   for (int first_key = of_tile.begin; first_key < of_tile.end; first_key += kKeys) {
     wait_for_copies<0>();
     __syncthreads();  // the tile is there, and the one before it is no longer read
-    const uint32_t loaded = other_stage;
-    other_stage = stage;
-    stage = loaded;
+    stage = both - stage;
     if (first_key + kKeys < of_tile.end) {
-      load_keys(first_key + kKeys, other_stage);
+      load_keys(first_key + kKeys, both - stage);
     }
-    if (first_key >= of_warp.end || first_key + kKeys <= of_warp.begin) {
-      continue;
-    }
-    float scores[Tile::kBlocks][kKeys / 8][4] = {};
-    multiply_nt<kD, Tile::kBlocks, kKeys>(queries, stage + right_lane<kD>(), scores);
-    if (first_key < of_warp.inner_begin || first_key + kKeys > of_warp.inner_end) {
-      mask_scores<Tile::kBlocks, kKeys>(ranges + warp_row, first_key, scores);
-    }
-    softmax.template step<kKeys, kD>(scale2, scores, o);
-    uint32_t p[Tile::kBlocks][kKeys / 16][4];
-    to_fragments<Tile::kBlocks, kKeys>(scores, p);
-    multiply_nn<kD, Tile::kBlocks, kKeys>(p, stage + Tile::kTileBytes + left_lane<kD>(), o);
+    attend_tile<Tile>(queries, stage, ranges + warp_row, of_warp, first_key, scale2, softmax, o);
   }
   wait_for_copies<0>();
   __syncthreads();  // where no row sees a key, the queries may only now have come

@@ -19,79 +19,6 @@ namespace wick::cuda {
 
 namespace {
 
-// ---- what both kernels need of each row
-
-constexpr int kLanesOfHead = 8;
-constexpr int kStatisticsThreads = 256;
-
-// Eight lanes take a row of a head. Bound by the reads of o and d_o.
-template <class T, bool chunked>
-__global__ void __launch_bounds__(kStatisticsThreads)
-    row_statistics(const AttentionCall call, const T* o, const T* d_o, const float* lse,
-                   RowStatistics statistics) {
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * kStatisticsThreads + threadIdx.x;
-  const int64_t head = at / kLanesOfHead;  // of [Tq,H]
-  const int lane = static_cast<int>(at % kLanesOfHead);
-  const bool exists = head < static_cast<int64_t>(call.Tq) * call.H;
-  float delta = 0.0F;
-  const int64_t first = head * call.D;
-  if (exists && chunked) {
-    for (int i = lane * 8; i < call.D; i += kLanesOfHead * 8) {
-      float a[8];
-      float b[8];
-      load8(o + first + i, a);
-      load8(d_o + first + i, b);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        delta += a[j] * b[j];
-      }
-    }
-  } else if (exists) {
-    for (int i = lane; i < call.D; i += kLanesOfHead) {
-      delta += to_float(o[first + i]) * to_float(d_o[first + i]);
-    }
-  }
-#pragma unroll
-  for (int step = 1; step < kLanesOfHead; step *= 2) {
-    delta += __shfl_xor_sync(~0U, delta, step);
-  }
-  if (!exists || lane != 0) {
-    return;
-  }
-  const auto row = static_cast<int>(head / call.H);
-  const auto h = static_cast<int>(head % call.H);
-  const float log2_sum = lse[head] * kLog2E;
-  // A row without keys has no softmax; its mask leaves nothing of it.
-  statistics.of_heads[static_cast<int64_t>(h) * call.Tq + row] = {
-      log2_sum == -INFINITY ? 0.0F : log2_sum, delta};
-  if (h == 0) {
-    statistics.keys[row] = visible_keys(call, row);
-  }
-}
-
-void find_statistics(const Context& context, const AttentionResults& forward,
-                     const AttentionCall& call, const RowStatistics& statistics) {
-  const int64_t lanes = static_cast<int64_t>(call.Tq) * call.H * kLanesOfHead;
-  if (lanes == 0) {
-    return;
-  }
-  const int blocks = divide_up(lanes, kStatisticsThreads);
-  const float* lse = forward.lse.data<float>();
-  with_activation(forward.o, [&](auto* o) {
-    const auto* d_o = static_cast<decltype(o)>(forward.d_o.address());
-    if (in_chunks(forward.o) && in_chunks(forward.d_o)) {
-      row_statistics<std::remove_pointer_t<decltype(o)>, true>
-          <<<blocks, kStatisticsThreads, 0, context.stream>>>(call, o, d_o, lse, statistics);
-    } else {
-      row_statistics<std::remove_pointer_t<decltype(o)>, false>
-          <<<blocks, kStatisticsThreads, 0, context.stream>>>(call, o, d_o, lse, statistics);
-    }
-  });
-  check_launch("attention_backward");
-}
-
-// ---- tiles
-
 struct BackwardTensors {
   const __nv_bfloat16 *q, *k, *v, *d_o;
   RowStatistics statistics;
@@ -107,6 +34,9 @@ struct BackwardTile {
   static constexpr int kD = kHead;
   static constexpr int kOwn = kTileWarps * 16;
   static constexpr int kOther = kOtherRows;
+  // Blocks a multiprocessor, as far as registers and shared memory go.
+  static constexpr int kResidentOfKeys = kD <= 64 ? 3 : 2;
+  static constexpr int kResidentOfQueries = kD <= 80 ? 3 : 2;
   static constexpr int kOwnBytes = kOwn * kRowBytes<kD>;
   static constexpr int kOtherBytes = kOther * kRowBytes<kD>;
   // Two own tiles, then twice two tiles of the others with what belongs to their rows, 16 bytes
@@ -164,15 +94,64 @@ __device__ __forceinline__ bool all_visible(const StageRows<Tile::kOther>* rows,
   return __all_sync(~0U, all);
 }
 
+// dk and dv of a warp's 16 keys, from warp_row of the tile on, from the queries of a stage; `own`
+// is the address of the first of them.
+template <class Tile>
+__device__ __forceinline__ void add_to_keys(uint32_t own, const unsigned char* stage, int first_key,
+                                            int warp_row, float scale2,
+                                            float (&dk)[1][Tile::kD / 8][4],
+                                            float (&dv)[1][Tile::kD / 8][4]) {
+  constexpr int kD = Tile::kD;
+  constexpr int kOther = Tile::kOther;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const auto* rows = reinterpret_cast<const StageRows<kOther>*>(stage + 2 * Tile::kOtherBytes);
+  const uint32_t queries = shared_address(stage);
+  const uint32_t d_o = queries + Tile::kOtherBytes;
+  const uint32_t left = own + left_lane<kD>();
+  float p[1][kOther / 8][4] = {};  // transposed: [key][query]
+  multiply_nt<kD, 1, kOther>(left, queries + right_lane<kD>(), p);
+#pragma unroll
+  for (int j = 0; j < kOther / 8; ++j) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      p[0][j][c] = fast_exp2(p[0][j][c] * scale2 - rows->of_head[j * 8 + lane % 4 * 2 + c % 2].x);
+    }
+  }
+  if (!all_visible<Tile>(rows, first_key)) {
+    const int key = first_key + warp_row + lane / 4;
+#pragma unroll
+    for (int j = 0; j < kOther / 8; ++j) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const VisibleKeys seen = rows->keys[j * 8 + lane % 4 * 2 + c % 2];
+        p[0][j][c] = seen.has(key + c / 2 * 8) ? p[0][j][c] : 0.0F;
+      }
+    }
+  }
+  uint32_t fragments[1][kOther / 16][4];
+  to_fragments<1, kOther>(p, fragments);
+  multiply_nn<kD, 1, kOther>(fragments, d_o + left_lane<kD>(), dv);
+  float ds[1][kOther / 8][4] = {};
+  multiply_nt<kD, 1, kOther>(left + Tile::kOwnBytes, d_o + right_lane<kD>(), ds);
+#pragma unroll
+  for (int j = 0; j < kOther / 8; ++j) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      ds[0][j][c] = p[0][j][c] * (ds[0][j][c] - rows->of_head[j * 8 + lane % 4 * 2 + c % 2].y);
+    }
+  }
+  to_fragments<1, kOther>(ds, fragments);
+  multiply_nn<kD, 1, kOther>(fragments, queries + left_lane<kD>(), dk);
+}
+
 // Grid: G parts, tiles of keys; the first keys, which most rows see, come first.
 template <class Tile>
-__global__ void __launch_bounds__(kTileThreads, 2)
+__global__ void __launch_bounds__(kTileThreads, Tile::kResidentOfKeys)
     backward_keys(const AttentionCall call, const BackwardTensors tensors) {
   constexpr int kD = Tile::kD;
   constexpr int kOther = Tile::kOther;
   extern __shared__ __align__(16) unsigned char shared[];
   __shared__ RowBounds visible;
-  const int lane = static_cast<int>(threadIdx.x % 32);
   const int warp_row = static_cast<int>(threadIdx.x / 32) * 16;
   const int g = static_cast<int>(blockIdx.x) / tensors.parts;
   const int part = static_cast<int>(blockIdx.x) % tensors.parts;
@@ -235,46 +214,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
       load_rows(h, first_row, other_stage_at);
     }
 
-    const auto* of_rows =
-        reinterpret_cast<const StageRows<kOther>*>(shared + stage_at + 2 * Tile::kOtherBytes);
-    const uint32_t queries = own + stage_at;
-    const uint32_t left = own + warp_row * kRowBytes<kD> + left_lane<kD>();
-    float p[1][kOther / 8][4] = {};  // transposed: [key][query]
-    multiply_nt<kD, 1, kOther>(left, queries + right_lane<kD>(), p);
-#pragma unroll
-    for (int j = 0; j < kOther / 8; ++j) {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        p[0][j][c] =
-            fast_exp2(p[0][j][c] * scale2 - of_rows->of_head[j * 8 + lane % 4 * 2 + c % 2].x);
-      }
-    }
-    if (!all_visible<Tile>(of_rows, first_key)) {
-      const int key = first_key + warp_row + lane / 4;
-#pragma unroll
-      for (int j = 0; j < kOther / 8; ++j) {
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          const VisibleKeys seen = of_rows->keys[j * 8 + lane % 4 * 2 + c % 2];
-          p[0][j][c] = seen.has(key + c / 2 * 8) ? p[0][j][c] : 0.0F;
-        }
-      }
-    }
-    uint32_t fragments[1][kOther / 16][4];
-    to_fragments<1, kOther>(p, fragments);
-    multiply_nn<kD, 1, kOther>(fragments, queries + Tile::kOtherBytes + left_lane<kD>(), dv);
-    float ds[1][kOther / 8][4] = {};
-    multiply_nt<kD, 1, kOther>(left + Tile::kOwnBytes,
-                               queries + Tile::kOtherBytes + right_lane<kD>(), ds);
-#pragma unroll
-    for (int j = 0; j < kOther / 8; ++j) {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        ds[0][j][c] = p[0][j][c] * (ds[0][j][c] - of_rows->of_head[j * 8 + lane % 4 * 2 + c % 2].y);
-      }
-    }
-    to_fragments<1, kOther>(ds, fragments);
-    multiply_nn<kD, 1, kOther>(fragments, queries + left_lane<kD>(), dk);
+    add_to_keys<Tile>(own + warp_row * kRowBytes<kD>, shared + stage_at, first_key, warp_row,
+                      scale2, dk, dv);
   }
   wait_for_copies<0>();
   __syncthreads();  // where no row sees these keys, their tiles may only now have come
@@ -292,9 +233,51 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   store_rows<kD, 1>(dv, stage + Tile::kOwnBytes, {tensors.dv + to, k_row, keys - warp_row, chunks});
 }
 
+// What a lane needs of its two rows.
+struct LaneRows {
+  VisibleKeys seen[2];
+  float2 of_head[2];
+};
+
+// dq of a warp's 16 rows, whose first is at `own`, from the keys and values of a stage.
+template <class Tile>
+__device__ __forceinline__ void add_to_queries(uint32_t own, uint32_t keys, const LaneRows& rows,
+                                               const KeyBounds& bounds, int first_key, float scale2,
+                                               float (&dq)[1][Tile::kD / 8][4]) {
+  constexpr int kD = Tile::kD;
+  constexpr int kOther = Tile::kOther;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const uint32_t left = own + left_lane<kD>();
+  float p[1][kOther / 8][4] = {};
+  multiply_nt<kD, 1, kOther>(left, keys + right_lane<kD>(), p);
+  const bool masked = first_key < bounds.inner_begin || first_key + kOther > bounds.inner_end;
+#pragma unroll
+  for (int j = 0; j < kOther / 8; ++j) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const int key = first_key + j * 8 + lane % 4 * 2 + c % 2;
+      const float value = fast_exp2(p[0][j][c] * scale2 - rows.of_head[c / 2].x);
+      p[0][j][c] = !masked || rows.seen[c / 2].has(key) ? value : 0.0F;
+    }
+  }
+  float ds[1][kOther / 8][4] = {};
+  multiply_nt<kD, 1, kOther>(left + Tile::kOwnBytes, keys + Tile::kOtherBytes + right_lane<kD>(),
+                             ds);
+#pragma unroll
+  for (int j = 0; j < kOther / 8; ++j) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      ds[0][j][c] = p[0][j][c] * (ds[0][j][c] - rows.of_head[c / 2].y);
+    }
+  }
+  uint32_t fragments[1][kOther / 16][4];
+  to_fragments<1, kOther>(ds, fragments);
+  multiply_nn<kD, 1, kOther>(fragments, keys + left_lane<kD>(), dq);
+}
+
 // Grid: H, tiles of rows from the last to the first.
 template <class Tile>
-__global__ void __launch_bounds__(kTileThreads, 2)
+__global__ void __launch_bounds__(kTileThreads, Tile::kResidentOfQueries)
     backward_queries(const AttentionCall call, const BackwardTensors tensors) {
   constexpr int kD = Tile::kD;
   constexpr int kOther = Tile::kOther;
@@ -316,13 +299,12 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 
   const VisibleKeys* all_keys = tensors.statistics.keys + first_row;
   const KeyBounds of_tile = key_bounds(all_keys, rows);
-  VisibleKeys seen[2];  // by this lane's rows
-  float2 of_head[2];
+  LaneRows mine;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = min(warp_row + half * 8 + lane / 4, rows - 1);
-    seen[half] = all_keys[row];
-    of_head[half] =
+    mine.seen[half] = all_keys[row];
+    mine.of_head[half] =
         tensors.statistics.of_heads[static_cast<int64_t>(h) * call.Tq + first_row + row];
   }
   const auto load_keys = [&](int first_key, int stage_at) {
@@ -350,33 +332,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     if (first_key + kOther < of_tile.end) {
       load_keys(first_key + kOther, other_stage_at);
     }
-    const uint32_t keys = own + stage_at;
-    const uint32_t left = own + warp_row * kRowBytes<kD> + left_lane<kD>();
-    float p[1][kOther / 8][4] = {};
-    multiply_nt<kD, 1, kOther>(left, keys + right_lane<kD>(), p);
-    const bool masked = first_key < of_tile.inner_begin || first_key + kOther > of_tile.inner_end;
-#pragma unroll
-    for (int j = 0; j < kOther / 8; ++j) {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const int key = first_key + j * 8 + lane % 4 * 2 + c % 2;
-        const float value = fast_exp2(p[0][j][c] * scale2 - of_head[c / 2].x);
-        p[0][j][c] = !masked || seen[c / 2].has(key) ? value : 0.0F;
-      }
-    }
-    float ds[1][kOther / 8][4] = {};
-    multiply_nt<kD, 1, kOther>(left + Tile::kOwnBytes, keys + Tile::kOtherBytes + right_lane<kD>(),
-                               ds);
-#pragma unroll
-    for (int j = 0; j < kOther / 8; ++j) {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        ds[0][j][c] = p[0][j][c] * (ds[0][j][c] - of_head[c / 2].y);
-      }
-    }
-    uint32_t fragments[1][kOther / 16][4];
-    to_fragments<1, kOther>(ds, fragments);
-    multiply_nn<kD, 1, kOther>(fragments, keys + left_lane<kD>(), dq);
+    add_to_queries<Tile>(own + warp_row * kRowBytes<kD>, own + stage_at, mine, of_tile, first_key,
+                         scale2, dq);
   }
   wait_for_copies<0>();
   __syncthreads();  // where no row sees a key, the tiles may only now have come

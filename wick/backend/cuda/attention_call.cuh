@@ -166,6 +166,9 @@ struct RowStatistics {
   VisibleKeys* keys;  // [Tq]
 };
 
+void find_statistics(const Context& context, const AttentionResults& forward,
+                     const AttentionCall& call, const RowStatistics& statistics);
+
 void attention_backward_plain(const Context& context, const AttentionResults& forward,
                               const AttentionCall& call, const RowStatistics& statistics,
                               const Tensor& dq, const Tensor& dk, const Tensor& dv);

@@ -47,6 +47,37 @@ __device__ __forceinline__ uint32_t pair_of(const uint4& low, const uint4& high)
   return __byte_perm(a, b, j % 2 == 0 ? 0x5410 : 0x7632);
 }
 
+// The keys and values that a warp takes at a step, all read before the first is used.
+template <int kD>
+struct DecodeStep {
+  uint4 keys[kD / 32][2];
+  uint4 values[kD / 64][4];
+
+  // Keys [from, from + 16), of which those from `end` on are zero.
+  __device__ __forceinline__ void read(const __nv_bfloat16* k, const __nv_bfloat16* v,
+                                       int64_t row_elements, int from, int end, int chunks) {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const int key = from + n * 8 + lane / 4;
+#pragma unroll
+      for (int i = 0; i < kD / 32; ++i) {
+        const int chunk = lane % 4 + 4 * i;
+        keys[i][n] = read_chunk(k + key * row_elements, chunk, key < end && chunk < chunks);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const int key = from + n / 2 * 8 + 2 * (lane % 4) + n % 2;
+#pragma unroll
+      for (int i = 0; i < kD / 64; ++i) {
+        const int chunk = lane / 4 + 8 * i;
+        values[i][n] = read_chunk(v + key * row_elements, chunk, key < end && chunk < chunks);
+      }
+    }
+  }
+};
+
 // A warp's queries (left operand), running softmax and sums. Lane l has queries l/4 and l/4 + 8.
 // Step s of the inner index takes words 2 (s%2) and 2 (s%2) + 1 of chunk l%4 + 4 (s/2) of queries
 // and keys; o[i][j] holds element j of the chunks 2 (l%4) + 8 i and the next.
@@ -137,19 +168,16 @@ struct DecodeWarp {
     add_element<7>(p, v);
   }
 
-  // This lane's sums, times factors, into [kQueries][kD].
-  __device__ __forceinline__ void put(const float (&factors)[2], float* to) const {
+  // This lane's sums, into [kQueries][kD].
+  __device__ __forceinline__ void put(float* to) const {
     const int lane = static_cast<int>(threadIdx.x % 32);
 #pragma unroll
     for (int i = 0; i < kD / 64; ++i) {
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         float* row = to + (lane / 4 + c / 2 * 8) * kD + (2 * (lane % 4) + c % 2 + 8 * i) * 8;
-        const float f = factors[c / 2];
-        reinterpret_cast<float4*>(row)[0] = {o[i][0][c] * f, o[i][1][c] * f, o[i][2][c] * f,
-                                             o[i][3][c] * f};
-        reinterpret_cast<float4*>(row)[1] = {o[i][4][c] * f, o[i][5][c] * f, o[i][6][c] * f,
-                                             o[i][7][c] * f};
+        reinterpret_cast<float4*>(row)[0] = {o[i][0][c], o[i][1][c], o[i][2][c], o[i][3][c]};
+        reinterpret_cast<float4*>(row)[1] = {o[i][4][c], o[i][5][c], o[i][6][c], o[i][7][c]};
       }
     }
   }
@@ -163,6 +191,24 @@ struct DecodeShared {
   float sum[kWarps][kQueries];
   VisibleKeys keys[kQueries];
 };
+
+// A warp's sums, for write_part.
+template <int kD>
+__device__ __forceinline__ void leave(const DecodeWarp<kD>& mine, int warp,
+                                      DecodeShared<kD>& shared) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float sum = mine.sum[half];
+    sum += __shfl_xor_sync(~0U, sum, 1);
+    sum += __shfl_xor_sync(~0U, sum, 2);
+    if (lane % 4 == 0) {
+      shared.largest[warp][lane / 4 + 8 * half] = mine.largest[half];
+      shared.sum[warp][lane / 4 + 8 * half] = sum;
+    }
+  }
+  mine.put(&shared.o[warp][0][0]);
+}
 
 // Query `u` of key head g: head u % (H/G) of row u / (H/G); as an index into [Tq,H].
 __device__ __forceinline__ int64_t row_head(const AttentionCall& call, int g, int u) {
@@ -260,28 +306,10 @@ __global__ void __launch_bounds__(kThreads)
   const __nv_bfloat16* k = tensors.k + static_cast<int64_t>(g) * call.D;
   const __nv_bfloat16* v = tensors.v + static_cast<int64_t>(g) * call.D;
   for (int from = bounds.begin + warp * kKeysOfWarp; from < bounds.end; from += kKeysOfBlock) {
-    uint4 keys[kD / 32][2];
-    uint4 values[kD / 64][4];
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const int key = from + n * 8 + lane / 4;
-#pragma unroll
-      for (int i = 0; i < kD / 32; ++i) {
-        const int chunk = lane % 4 + 4 * i;
-        keys[i][n] = read_chunk(k + key * k_row, chunk, key < bounds.end && chunk < chunks);
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      const int key = from + n / 2 * 8 + 2 * (lane % 4) + n % 2;
-#pragma unroll
-      for (int i = 0; i < kD / 64; ++i) {
-        const int chunk = lane / 4 + 8 * i;
-        values[i][n] = read_chunk(v + key * k_row, chunk, key < bounds.end && chunk < chunks);
-      }
-    }
+    DecodeStep<kD> step;
+    step.read(k, v, k_row, from, bounds.end, chunks);
     float s[2][4] = {};
-    mine.score(keys, s);
+    mine.score(step.keys, s);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
@@ -291,20 +319,10 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     mine.soften(scale2, s);
-    mine.add_values(s, values);
+    mine.add_values(s, step.values);
   }
 
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float sum = mine.sum[half];
-    sum += __shfl_xor_sync(~0U, sum, 1);
-    sum += __shfl_xor_sync(~0U, sum, 2);
-    if (lane % 4 == 0) {
-      shared.largest[warp][lane / 4 + 8 * half] = mine.largest[half];
-      shared.sum[warp][lane / 4 + 8 * half] = sum;
-    }
-  }
-  mine.put({1.0F, 1.0F}, &shared.o[warp][0][0]);
+  leave(mine, warp, shared);
   __syncthreads();
   write_part<kD>(call, tensors, shared, part, g, first, count);
 }

@@ -105,6 +105,27 @@ __device__ __forceinline__ void store_plain(const float (&acc)[2][kColumns],
   }
 }
 
+// The scores of a row, of which this thread has every kLanesOfRow-th from `mine` on, become
+// probabilities; returns what sums so far are to be multiplied with.
+__device__ __forceinline__ float soften(float* mine, float& largest, float& sum) {
+  float top = largest;
+  for (int j = 0; j < kTile; j += kLanesOfRow) {
+    top = fmaxf(top, mine[j]);
+  }
+  for (int step = 1; step < kLanesOfRow; step *= 2) {
+    top = fmaxf(top, __shfl_xor_sync(~0U, top, step));
+  }
+  const float shift = top == -INFINITY ? 0.0F : top;
+  const float factor = expf(largest - shift);
+  sum *= factor;
+  largest = top;
+  for (int j = 0; j < kTile; j += kLanesOfRow) {
+    mine[j] = expf(mine[j] - shift);
+    sum += mine[j];
+  }
+  return factor;
+}
+
 template <class T>
 struct PlainForward {
   const T *q, *k, *v;
@@ -158,24 +179,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     __syncthreads();
-    float* mine = scores + my_row * kScoreStride + my_part;
-    float top = largest;
-    for (int j = 0; j < kTile; j += kLanesOfRow) {
-      top = fmaxf(top, mine[j]);
-    }
-    for (int step = 1; step < kLanesOfRow; step *= 2) {
-      top = fmaxf(top, __shfl_xor_sync(~0U, top, step));
-    }
-    const float shift = top == -INFINITY ? 0.0F : top;
-    const float factor = expf(largest - shift);
-    float added = 0.0F;
-    for (int j = 0; j < kTile; j += kLanesOfRow) {
-      const float p = expf(mine[j] - shift);
-      mine[j] = p;
-      added += p;
-    }
-    sum = sum * factor + added;
-    largest = top;
+    const float factor = soften(scores + my_row * kScoreStride + my_part, largest, sum);
     if (my_part == 0) {
       factors[my_row] = factor;
     }

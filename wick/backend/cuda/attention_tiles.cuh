@@ -28,12 +28,12 @@ __device__ __forceinline__ void load_tile(const TileSource& source, uint32_t til
   constexpr int kLanes = kD <= 64 ? 8 : kD <= 128 ? 16 : 32;  // of a row; some idle at 80 and 96
   constexpr int kStep = kTileThreads / kLanes;                // rows
   static_assert(kLanes * 8 >= kD && kRows % kStep == 0);
-  const int chunk = static_cast<int>(threadIdx.x) % kLanes;
-  const int row = static_cast<int>(threadIdx.x) / kLanes;
+  const uint32_t thread = thread_here();
+  const int chunk = static_cast<int>(thread) % kLanes;
+  const int row = static_cast<int>(thread) / kLanes;
   const int count = chunk < source.chunks ? source.rows - row : 0;
   const auto* first = reinterpret_cast<const unsigned char*>(source.first);
   uint32_t from = row * source.row_bytes + chunk * 16;
-  compute_here(from);
   tile += row * kRowBytes<kD> + chunk * 16;
   if (kLanes * 8 == kD || chunk < kD / 8) {
 #pragma unroll
@@ -45,14 +45,17 @@ __device__ __forceinline__ void load_tile(const TileSource& source, uint32_t til
 }
 
 // What a lane adds to the address of a tile's row for load_matrices: as the left operand, and
-// (transposed) as the right one of multiply_nn; and as the right operand of multiply_nt.
+// (transposed) as the right one of multiply_nn; and as the right operand of multiply_nt. It is
+// cheaper to compute where it is used than to keep.
 template <int kD>
 __device__ __forceinline__ uint32_t left_lane() {
-  return threadIdx.x % 16 * kRowBytes<kD> + threadIdx.x % 32 / 16 * 16;
+  const uint32_t thread = thread_here();
+  return thread % 16 * kRowBytes<kD> + thread % 32 / 16 * 16;
 }
 template <int kD>
 __device__ __forceinline__ uint32_t right_lane() {
-  return (threadIdx.x % 32 / 16 * 8 + threadIdx.x % 8) * kRowBytes<kD> + threadIdx.x / 8 % 2 * 16;
+  const uint32_t thread = thread_here();
+  return (thread % 32 / 16 * 8 + thread % 8) * kRowBytes<kD> + thread / 8 % 2 * 16;
 }
 
 // acc[16 kBlocks, kColumns] += a[16 kBlocks, kD] b[kColumns, kD]^T. a is a tile's row plus
@@ -60,7 +63,9 @@ __device__ __forceinline__ uint32_t right_lane() {
 template <int kD, int kBlocks, int kColumns>
 __device__ __forceinline__ void multiply_nt(uint32_t a, uint32_t b,
                                             float (&acc)[kBlocks][kColumns / 8][4]) {
-#pragma unroll
+  // Two blocks leave no registers for reads far ahead.
+  constexpr int kUnroll = kBlocks == 2 ? 2 : kD / 16;
+#pragma unroll kUnroll
   for (int step = 0; step < kD / 16; ++step) {
     uint32_t left[kBlocks][4];
 #pragma unroll

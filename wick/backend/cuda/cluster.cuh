@@ -36,6 +36,14 @@ __device__ __forceinline__ void cluster_arrive() {
 #endif
 }
 
+// Says only that the thread has come here, as after reads of what peers have: without the fence of
+// cluster_arrive, which waits for all that the thread has stored.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ void cluster_wait() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.wait.acquire;" ::: "memory");

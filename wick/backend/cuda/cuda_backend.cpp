@@ -145,8 +145,7 @@ void CudaBackend::linears(In x, std::span<const LinearTerm> terms) {
   for (const LinearTerm& term : terms) {
     MatmulArgs args{.bias = term.bias ? &term.bias : nullptr};
     if (!term.adapters.empty()) {
-      lora_shrink(context_, x, term.adapters, term.row_adapter, term.s);
-      lora_expand(context_, term.s, term.adapters, term.row_adapter, term.y);
+      lora_delta(context_, x, term.adapters, term.row_adapter, term.s, term.y);
       args.accumulate = true;
     }
     cuda::matmul(context_, x, term.weight, args, term.y);
@@ -190,6 +189,19 @@ void CudaBackend::add_rms_norm(In a, In b, In weight, float eps, Out sum, Out y,
 void CudaBackend::rms_norm_backward(In x, In weight, In rstd, In dy, bool accumulate, Out dx,
                                     Out dweight) {
   cuda::rms_norm_backward(context_, {x, weight, rstd, dy}, accumulate, dx, dweight);
+}
+
+void CudaBackend::layer_norm(In x, In weight, In bias, float eps, Out y, Out mean_rstd) {
+  cuda::layer_norm(context_, x, weight, bias, eps, y, mean_rstd);
+}
+
+void CudaBackend::layer_norm_backward(In x, In weight, In mean_rstd, In dy, bool accumulate, Out dx,
+                                      Out dweight, Out dbias) {
+  cuda::layer_norm_backward(context_, {x, weight, mean_rstd, dy}, accumulate, dx, dweight, dbias);
+}
+
+void CudaBackend::softmax(In x, Out y) {
+  cuda::softmax(context_, x, y);
 }
 
 void CudaBackend::gate(In g, In u, Activation activation, Out h) {

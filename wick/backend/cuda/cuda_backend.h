@@ -59,6 +59,10 @@ class CudaBackend final : public Backend {
   void add_rms_norm(In a, In b, In weight, float eps, Out sum, Out y, Out rstd) override;
   void rms_norm_backward(In x, In weight, In rstd, In dy, bool accumulate, Out dx,
                          Out dweight) override;
+  void layer_norm(In x, In weight, In bias, float eps, Out y, Out mean_rstd) override;
+  void layer_norm_backward(In x, In weight, In mean_rstd, In dy, bool accumulate, Out dx,
+                           Out dweight, Out dbias) override;
+  void softmax(In x, Out y) override;
   void gate(In g, In u, Activation activation, Out h) override;
   void gate_backward(In g, In u, In dh, Activation activation, Out dg, Out du) override;
   void add(In a, In b, Out y) override;

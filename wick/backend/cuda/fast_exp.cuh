@@ -1,6 +1,8 @@
 // The exponential of the special-function unit, and softmax denominators that are joined.
 #pragma once
 
+#include <cuda_runtime.h>
+
 namespace wick::cuda {
 
 // e^x to some 2^-21 relative near 0 and |x| 2^-24 further out; results below 2^-126 are 0. One

@@ -35,8 +35,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int j = 0; j < 4; ++j) {
     const int r = r0 + j;
     if (r < sums.rank) {
-      float* out = sums.rank_first ? sums.out + static_cast<int64_t>(r) * sums.channels + c
-                                   : sums.out + c * sums.rank + r;
+      float* out =
+          sums.rank_first ? sums.out + r * sums.out_stride + c : sums.out + c * sums.out_stride + r;
       *out = fmaf(sums.scaling, values[j], *out);
     }
   }

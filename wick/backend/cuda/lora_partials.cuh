@@ -8,7 +8,7 @@
 
 namespace wick::cuda {
 
-// out[c,r] (or out[r,c], of A) += scaling sum_p partials[p,c,r], r < rank.
+// out[c,r] (or out[r,c], for A) += scaling sum_p partials[p,c,r], r < rank.
 struct PartialSums {
   const float* partials = nullptr;  // [runs, channels, stride]
   int runs = 0;
@@ -18,6 +18,7 @@ struct PartialSums {
   bool rank_first = false;  // out is [rank, channels]
   float scaling = 1.0F;
   float* out = nullptr;
+  int64_t out_stride = 0;  // of a row
 };
 
 // Both gradients of an adapter in one launch, bound by reading the partial sums once.

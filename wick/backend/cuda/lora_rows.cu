@@ -119,7 +119,7 @@ __device__ __forceinline__ void shrink_group(const RowsArgs& args, const Adapter
       s[static_cast<int64_t>(row) * args.s_stride + r] = from_float<T>(sum);
     }
   }
-  cluster_arrive();
+  cluster_arrive_relaxed();
 }
 
 template <class TX, class TY, int ROWS, int RANKS>

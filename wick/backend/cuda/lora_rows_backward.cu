@@ -2,6 +2,8 @@
 // ds and for db, the second reads x for da and adds to dx: different blocks of one grid each, so a
 // few rows still fill the device. Few rows are bound by latency, many by the second trip to the
 // second cache for dy.
+#include <optional>
+
 #include "wick/backend/cuda/lora_adapters.cuh"
 #include "wick/backend/cuda/lora_partials.cuh"
 #include "wick/backend/cuda/lora_rows.cuh"
@@ -47,38 +49,38 @@ struct BackwardArgs {
   Collect<T> collect;
 };
 
-// values[i] summed over the lanes, for i = lane.
+// values[i] summed over the lanes, for i = lane, in values[0]: each step halves what a lane keeps.
+template <int WIDTH = 16>
 __device__ __forceinline__ float transpose_sum(float (&values)[32]) {
-  const int lane = threadIdx.x & 31;
+  const bool upper = (threadIdx.x & WIDTH) != 0;
 #pragma unroll
-  for (int width = 16; width > 0; width /= 2) {
-    const bool upper = (lane & width) != 0;
-#pragma unroll
-    for (int i = 0; i < width; ++i) {
-      const float keep = upper ? values[i + width] : values[i];
-      const float send = upper ? values[i] : values[i + width];
-      values[i] = keep + __shfl_xor_sync(0xffffffffU, send, width);
-    }
+  for (int i = 0; i < WIDTH; ++i) {
+    const float keep = upper ? values[i + WIDTH] : values[i];
+    const float send = upper ? values[i] : values[i + WIDTH];
+    values[i] = keep + __shfl_xor_sync(0xffffffffU, send, WIDTH);
+  }
+  if constexpr (WIDTH > 1) {
+    return transpose_sum<WIDTH / 2>(values);
   }
   return values[0];
 }
 
-// Ranks [r0, r0 + 8) of a row, 0 beyond the last; `vector`: whole and aligned to eight.
-template <class T>
-__device__ __forceinline__ void load_ranks(const T* row, int r0, int rank, bool vector,
+// Ranks [r0, r0 + 8) of a row, 0 beyond the last; VECTOR: whole and aligned to eight.
+template <bool VECTOR, class T>
+__device__ __forceinline__ void load_ranks(const T* row, int r0, int rank,
                                            float (&values)[kRanks]) {
-  if (vector) {
+  if constexpr (VECTOR) {
     load8(row + r0, values);
-    return;
-  }
+  } else {
 #pragma unroll
-  for (int j = 0; j < kRanks; ++j) {
-    values[j] = r0 + j < rank ? to_float(row[r0 + j]) : 0.0F;
+    for (int j = 0; j < kRanks; ++j) {
+      values[j] = r0 + j < rank ? to_float(row[r0 + j]) : 0.0F;
+    }
   }
 }
 
 // ds of four rows: threads along the channels.
-template <class T>
+template <bool VECTOR, class T>
 __device__ void shrink_rows(const BackwardArgs<T>& args, int64_t t0, float* shared) {
   const int valid = static_cast<int>(min(static_cast<int64_t>(kRows), args.rows - t0));
   const int warp = threadIdx.x / 32;
@@ -89,8 +91,7 @@ __device__ void shrink_rows(const BackwardArgs<T>& args, int64_t t0, float* shar
 #pragma unroll 2
     for (int n = threadIdx.x; n < args.channels; n += kThreads) {
       float factors[kRanks];
-      load_ranks(args.factor + static_cast<int64_t>(n) * args.rank, r0, args.rank, args.vector,
-                 factors);
+      load_ranks<VECTOR>(args.factor + static_cast<int64_t>(n) * args.rank, r0, args.rank, factors);
 #pragma unroll
       for (int row = 0; row < kRows; ++row) {
         const int64_t from = static_cast<int64_t>(min(row, valid - 1)) * args.channels + n;
@@ -157,7 +158,7 @@ __device__ void expand_rows(const BackwardArgs<T>& args, int64_t t0, float* shar
 
 // 32 channels of a gradient over one run of rows: a lane a channel, the warps share the rows out
 // and are added up in order.
-template <class T>
+template <bool VECTOR, class T>
 __device__ void collect_columns(const BackwardArgs<T>& args, int block, float* shared) {
   const Collect<T>& collect = args.collect;
   const int run = block % collect.runs;
@@ -171,11 +172,11 @@ __device__ void collect_columns(const BackwardArgs<T>& args, int block, float* s
   constexpr int kPadded = kRanks + 1;  // lanes then write to different banks
   for (int r0 = 0; r0 < args.rank; r0 += kRanks) {
     float sums[kRanks] = {};
-#pragma unroll 4
+#pragma unroll 8
     for (int64_t t = begin + warp; t < end; t += kWarps) {
       const float value = to_float(collect.wide[t * C + column]);
       float low[kRanks];
-      load_ranks(collect.narrow + t * args.rank, r0, args.rank, args.vector, low);
+      load_ranks<VECTOR>(collect.narrow + t * args.rank, r0, args.rank, low);
 #pragma unroll
       for (int j = 0; j < kRanks; ++j) {
         sums[j] = fmaf(value, low[j], sums[j]);
@@ -207,19 +208,19 @@ __device__ void collect_columns(const BackwardArgs<T>& args, int block, float* s
   }
 }
 
-template <class T, bool SHRINK>
-__global__ void __launch_bounds__(kThreads)
+template <class T, bool SHRINK, bool VECTOR>
+__global__ void __launch_bounds__(kThreads, 2)
     backward_rows(const __grid_constant__ BackwardArgs<T> args) {
   extern __shared__ float4 shared[];
   float* floats = reinterpret_cast<float*>(shared);
   const int block = static_cast<int>(blockIdx.x);
   if (block < args.collect_blocks) {
-    collect_columns(args, block, floats);
+    collect_columns<VECTOR>(args, block, floats);
     return;
   }
   const int64_t t0 = static_cast<int64_t>(block - args.collect_blocks) * kRows;
   if constexpr (SHRINK) {
-    shrink_rows(args, t0, floats);
+    shrink_rows<VECTOR>(args, t0, floats);
   } else {
     expand_rows(args, t0, floats);
   }
@@ -232,8 +233,10 @@ void launch(const Context& context, BackwardArgs<T>& args, bool with_rows) {
   const int64_t row_blocks = with_rows ? ceil_div(args.rows, kRows) : 0;
   const auto grid = static_cast<unsigned>(args.collect_blocks + row_blocks);
   constexpr size_t kShared = size_t{kWarps} * kColumns * (kRanks + 1) * sizeof(float);
+  const auto kernel =
+      args.vector ? backward_rows<T, SHRINK, true> : backward_rows<T, SHRINK, false>;
   if (grid > 0) {
-    backward_rows<T, SHRINK><<<grid, kThreads, kShared, context.stream>>>(args);
+    kernel<<<grid, kThreads, kShared, context.stream>>>(args);
     check_launch("lora_backward_rows");
   }
 }
@@ -248,11 +251,16 @@ void backward(const Context& context, const Tensor& x, const Tensor& s, const Te
   const int runs = static_cast<int>(std::clamp<int64_t>(ceil_div(T_rows, kRunRows), 1, kMostRuns));
   const int64_t run_rows = ceil_div(T_rows, runs);
   const int stride = static_cast<int>(ceil_div(adapter.rank, 4) * 4);
-  const int64_t a_size = runs > 1 ? static_cast<int64_t>(runs) * in * stride : 0;
-  const int64_t b_size = runs > 1 ? static_cast<int64_t>(runs) * out * stride : 0;
-  const Scratch scratch(context, (a_size + b_size) * sizeof(float));
-  float* a_partials = runs > 1 ? scratch.as<float>() : nullptr;
-  float* b_partials = runs > 1 ? a_partials + a_size : nullptr;
+  const int64_t a_size = static_cast<int64_t>(runs) * in * stride;
+  const int64_t b_size = static_cast<int64_t>(runs) * out * stride;
+  std::optional<Scratch> scratch;
+  float* a_partials = nullptr;
+  float* b_partials = nullptr;
+  if (runs > 1) {
+    scratch.emplace(context, (a_size + b_size) * sizeof(float));
+    a_partials = scratch->as<float>();
+    b_partials = a_partials + a_size;
+  }
 
   T* low = static_cast<T*>(ds.address());
   const bool vector = adapter.rank % kRanks == 0 && aligned_to(adapter.b, 16) &&
@@ -292,9 +300,10 @@ void backward(const Context& context, const Tensor& x, const Tensor& s, const Te
                     da.data<float>()};
   launch<false>(context, second, static_cast<bool>(dx));
   if (runs > 1) {
-    add_partials(
-        context, {a_partials, runs, in, stride, adapter.rank, true, 1.0F, da.data<float>()},
-        {b_partials, runs, out, stride, adapter.rank, false, adapter.scaling, db.data<float>()});
+    add_partials(context,
+                 {a_partials, runs, in, stride, adapter.rank, true, 1.0F, da.data<float>(), in},
+                 {b_partials, runs, out, stride, adapter.rank, false, adapter.scaling,
+                  db.data<float>(), adapter.rank});
   }
 }
 

@@ -101,17 +101,18 @@ struct AppendTensors {
 };
 
 // Heads of a token: H of q, rotated in place; G of k, rotated into the cache; G of v, copied there
-// by as many threads, each kWide elements at a time.
+// by as many threads, each kWide elements at a time. Fewer than 2^32 threads in all.
 template <int kWide, class T>
 __global__ void __launch_bounds__(kThreads)
     rope_append_kernel(const int* positions, const float* table, int tokens, int H, int G,
                        HeadShape shape, AppendTensors<T> tensors) {
-  const int runs = shape.runs<kWide>();
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int run = static_cast<int>(at % runs);
-  const int64_t head = at / runs;
-  const int64_t t = head / (H + 2 * G);
-  int h = static_cast<int>(head % (H + 2 * G));
+  // In 32 bits, whose divisions are short: a decode step waits for them in each layer.
+  const auto runs = static_cast<uint32_t>(shape.runs<kWide>());
+  const auto heads = static_cast<uint32_t>(H + 2 * G);
+  const uint32_t at = blockIdx.x * kThreads + threadIdx.x;
+  const auto run = static_cast<int>(at % runs);
+  const int64_t t = at / runs / heads;
+  auto h = static_cast<int>(at / runs % heads);
   if (t >= tokens) {
     return;
   }
@@ -130,7 +131,7 @@ __global__ void __launch_bounds__(kThreads)
     rotate_run<kWide>(tensors.k + from, angles, 1.0F, shape, run, tensors.k_cache + to);
     return;
   }
-  for (int i = run * kWide; i < shape.D; i += runs * kWide) {
+  for (int i = run * kWide; i < shape.D; i += static_cast<int>(runs) * kWide) {
     float values[kWide];
     load_run<kWide>(tensors.v + from + i, values);
     store_run<kWide>(values, tensors.v_cache + to + i);

@@ -130,9 +130,10 @@ struct AddMap {
   }
 };
 
+template <class T>
 struct FillMap {
   float value;
-  float* y;
+  T* y;
 
   __device__ void begin() {}
   template <int kWidth>
@@ -262,20 +263,24 @@ void add(const Context& context, const Tensor& a, const Tensor& b, const Tensor&
 }
 
 void fill(const Context& context, float value, const Tensor& y) {
-  const FillMap map{value, y.data<float>()};
-  map_elements(context, map, y.elements(), {map.y}, "fill");
+  with_activation(y, [&]<class T>(T* to) {
+    map_elements(context, FillMap<T>{value, to}, y.elements(), {to}, "fill");
+  });
 }
 
 void cast(const Context& context, const Tensor& x, const Tensor& y) {
+  if (y.elements() == 0) {
+    return;
+  }
   if (x.dtype() == y.dtype()) {
     check_cuda(cudaMemcpyAsync(y.address(), x.address(), y.bytes(), cudaMemcpyDeviceToDevice,
                                context.stream),
                "cast");
     return;
   }
-  with_weight(x, [&](const auto* from) {
-    with_weight(y, [&](auto* to) {
-      map_elements(context, CastMap{from, to}, y.elements(), {from, to}, "cast");
+  with_weight(x, [&]<class From>(From* from) {
+    with_weight(y, [&]<class To>(To* to) {
+      map_elements(context, CastMap<From, To>{from, to}, y.elements(), {from, to}, "cast");
     });
   });
 }

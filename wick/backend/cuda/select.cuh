@@ -4,6 +4,7 @@
 // Weights are integers, so that sums do not depend on the order in which atomic additions happen.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "wick/backend/cuda/fast_exp.cuh"

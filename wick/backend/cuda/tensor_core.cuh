@@ -63,10 +63,12 @@ __device__ __forceinline__ void multiply_add(const uint32_t (&a)[4], uint32_t b0
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Keeps the compiler from computing what follows from `value` before a loop, in registers that the
-// loop lacks.
-__device__ __forceinline__ void compute_here(uint32_t& value) {
-  asm volatile("" : "+r"(value));
+// threadIdx.x, from which the compiler computes nothing ahead of a loop to keep it in registers
+// that the loop lacks.
+__device__ __forceinline__ uint32_t thread_here() {
+  uint32_t thread = threadIdx.x;
+  asm volatile("" : "+r"(thread));
+  return thread;
 }
 
 // 2^x to about 2 ulp; 0 for -inf.
@@ -80,6 +82,37 @@ __device__ __forceinline__ float fast_exp2(float x) {
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return reinterpret_cast<const uint32_t&>(pair);
+}
+
+__device__ __forceinline__ void multiply_16x8x16(uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                                 uint32_t b0, uint32_t b1, float (&sums)[4]) {
+  const uint32_t a[4] = {a0, a1, a2, a3};
+  multiply_add(a, b0, b1, sums);
+}
+
+// With the first eight columns of A and rows of B alone.
+__device__ __forceinline__ void multiply_16x8x8(uint32_t a0, uint32_t a1, uint32_t b0,
+                                                float (&sums)[4]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a0), "r"(a1), "r"(b0));
+}
+
+// Of an 8 x 8 matrix of which each lane holds row g, columns 2q and 2q+1: its transpose, held
+// alike.
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t pair) {
+  uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+  return result;
+}
+
+__device__ __forceinline__ float low_bf16(uint32_t pair) {
+  return __uint_as_float(pair << 16);
+}
+__device__ __forceinline__ float high_bf16(uint32_t pair) {
+  return __uint_as_float(pair & 0xffff0000U);
 }
 
 }  // namespace wick::cuda

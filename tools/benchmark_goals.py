@@ -1,0 +1,66 @@
+# The goals that wick's CPU kernels are held to, and what a record of samples says of them.
+"""A goal is a limit on a ratio of times of one run; see docs/performance.md for where the limits come from."""
+
+import re
+
+from benchmark_record import NAMES, case_named, median, memory_of, ratio, times_of
+
+# What is timed (a pattern on the names of cases), against whom, at most so much of their time.
+RATIOS = [
+    ("LoRA delta", r"lora_delta:", "onednn", 0.9),
+    ("LoRA delta", r"lora_delta:", "torch", 0.5),
+    ("LoRA delta", r"lora_delta:", "mlx", 0.5),
+    ("Frozen linear layer with LoRA, against the bare product", r"lora_linear:", "onednn", 1.05),
+    ("Forward and backward, AdamW, small training step", r"lora_gradients:|adamw:|lora_step:", "torch", 0.4),
+    ("Softmax, layer norm, RMS norm", r"softmax:|layer_norm:|rms_norm:", "torch", 0.7),
+    ("Softmax, layer norm, RMS norm", r"softmax:|layer_norm:|rms_norm:", "mlx", 0.7),
+    ("Top-k and top-p", r"sample:.*mode=top_", "torch", 0.3),
+    ("Products with bf16 weights at 512 rows, against f32", r"gemm:", "onednn", 1 / 0.93),
+    ("Training step of the 0.5B shape, bf16", r"train_step:shape=qwen2\.5-0\.5b.*bf16", "torch", 1 / 1.5),
+    ("Decoding with the 0.5B shape, bf16", r"decode:shape=qwen2\.5-0\.5b.*dtype=bf16$", "llama.cpp", 1.0),
+]
+TRAINING = "train_step:shape=qwen2.5-0.5b,T=512,r=16,dtype=bf16"
+DECODING = "decode:shape=qwen2.5-0.5b,prompt=16,tokens=32,dtype=bf16"
+
+
+def ratio_goals(record):
+    for what, pattern, peer, limit in RATIOS:
+        found = [(ratio(case, peer), case["name"]) for case in record["cases"]
+                 if re.match(pattern, case["name"]) and ratio(case, peer) is not None]
+        if found:
+            worst, name = max(found)
+            yield what, f"at most {limit:.2f} of {NAMES[peer]}'s time", f"{worst:.2f} (`{name}`)", worst <= limit
+
+
+def model_goals(record):
+    step = case_named(record, TRAINING)
+    if step and {"wick", "torch"} <= memory_of(step).keys():
+        memory = memory_of(step)["wick"] / memory_of(step)["torch"]
+        yield "The same step, peak memory", "at most 0.60 of PyTorch's", f"{memory:.2f}", memory <= 0.6
+    base, adapted = case_named(record, DECODING), case_named(record, DECODING + ",r=16")
+    if base and "wick" in times_of(base):
+        share = base["bytes"] / median(times_of(base)["wick"]) * 1e-9 / record["machine"]["read_gbs_all"]
+        yield "The same decoding", "at least 0.80 of the memory's bandwidth", f"{share:.2f}", share >= 0.8
+        if adapted and "wick" in times_of(adapted):
+            cost = median(times_of(adapted)["wick"]) / median(times_of(base)["wick"]) - 1
+            yield "An unmerged adapter while decoding", "at most 5 % more time", f"{100 * cost:.1f} %", cost <= 0.05
+
+
+def machine_goals(record):
+    """Over all cases: what a second core gains, and what a busy neighbour costs."""
+    gains = [(median(case["one_seconds"]) / median(case["all_seconds"]), case["name"])
+             for case in record.get("scaling", [])]
+    if gains:
+        gain, name = min(gains)
+        yield ("Two threads against one, every case of 1 Mflop or more", "at least 1.85 times as fast",
+               f"{gain:.2f} (`{name}`)", gain >= 1.85)
+    costs = [(median(case["busy_seconds"]) / median(case["quiet_seconds"]), case["name"])
+             for case in record.get("neighbour", [])]
+    if costs:
+        cost, name = max(costs)
+        yield "With a busy neighbour, every case", "at most 3 times the quiet time", f"{cost:.2f} (`{name}`)", cost <= 3
+
+
+def goals_of(record):
+    """(what, goal, what was reached in the worst case, whether that is enough)."""
+    return [*ratio_goals(record), *model_goals(record), *machine_goals(record)]

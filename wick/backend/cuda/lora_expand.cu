@@ -1,0 +1,298 @@
+// Tensor core expand, and with it the sum over rows that uses the same ranks: dx and dA from ds.
+// Bound by reading and writing y (and by reading x) once.
+#include "wick/backend/cuda/lora_tile_parts.cuh"
+
+namespace wick::cuda {
+namespace {
+
+constexpr int kPanelRows = 256;  // whose ranks a block has in shared memory at a time
+
+// A row of ranks in shared memory, so long that a warp's loads meet no bank twice.
+template <int TILES>
+constexpr int kLowStride = TILES <= 2 ? 8 * TILES : 8 * TILES + 16;
+
+// Operand B of the expand for the four matrices of channels of each strip.
+template <int TILES>
+struct ExpandFactor {
+  uint32_t of[kStrips<TILES>][4][TILES];
+};
+
+template <int TILES>
+__device__ __forceinline__ void load_factor(const TileExpand& args, int c0,
+                                            ExpandFactor<TILES>& factor) {
+  const int g = static_cast<int>(threadIdx.x & 31) / 4;
+  const int q = static_cast<int>(threadIdx.x & 3);
+#pragma unroll
+  for (int strip = 0; strip < kStrips<TILES>; ++strip) {
+#pragma unroll
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      const int c = c0 + 32 * strip + 8 * (g / 2) + 2 * matrix + g % 2;
+#pragma unroll
+      for (int tile = 0; tile < TILES; ++tile) {
+        const int r = rank_of<TILES>(tile, q);
+        factor.of[strip][matrix][tile] =
+            pack_bf16(factor_at(args.factor, c, args.channels, r, args.ranks),
+                      factor_at(args.factor, c, args.channels, r + 1, args.ranks));
+      }
+    }
+  }
+}
+
+// Ranks r to r + 3 of row t: the sum of the parts in order, or as stored; 0 beyond the ranks.
+template <int TILES>
+__device__ __forceinline__ float4 low_at(const TileExpand& args, int64_t t, int r) {
+  constexpr int kRanks = 8 * TILES;
+  float4 sum = {0.0F, 0.0F, 0.0F, 0.0F};
+  if (args.parts == nullptr) {
+    const __nv_bfloat16* from = args.low + t * args.low_stride + r;
+    sum.x = r < args.ranks ? to_float(from[0]) : 0.0F;
+    sum.y = r + 1 < args.ranks ? to_float(from[1]) : 0.0F;
+    sum.z = r + 2 < args.ranks ? to_float(from[2]) : 0.0F;
+    sum.w = r + 3 < args.ranks ? to_float(from[3]) : 0.0F;
+    return sum;
+  }
+#pragma unroll 4
+  for (int part = 0; part < args.part_count; ++part) {
+    const float* from = args.parts + (part * args.rows + t) * kRanks + r;
+    const float4 value = *reinterpret_cast<const float4*>(from);
+    sum.x += value.x, sum.y += value.y, sum.z += value.z, sum.w += value.w;
+  }
+  return {args.scaling * sum.x, args.scaling * sum.y, args.scaling * sum.z, args.scaling * sum.w};
+}
+
+__device__ __forceinline__ void store_low(const TileExpand& args, int64_t t, int r, float4 value) {
+  __nv_bfloat16* to = args.low + t * args.low_stride + r;
+  const float values[4] = {value.x, value.y, value.z, value.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (r + i < args.ranks) {
+      to[i] = from_float<__nv_bfloat16>(values[i]);
+    }
+  }
+}
+
+// The ranks of rows [t0, end) into the panel, zeros after them; the first column of blocks stores.
+template <int TILES>
+__device__ __forceinline__ void fill_panel(const TileExpand& args, int64_t t0, int64_t end,
+                                           __nv_bfloat16* panel) {
+  constexpr int kQuads = 2 * TILES;
+  const int rows = static_cast<int>(min(static_cast<int64_t>(kPanelRows), end - t0));
+  const int padded = (rows + kTileRows - 1) / kTileRows * kTileRows;
+  for (int i = threadIdx.x; i < padded * kQuads; i += kTileThreads) {
+    const int row = i / kQuads;
+    const int r = 4 * (i % kQuads);
+    float4 value = {0.0F, 0.0F, 0.0F, 0.0F};
+    if (row < rows) {
+      value = low_at<TILES>(args, t0 + row, r);
+      if (args.parts != nullptr && blockIdx.x == 0) {
+        store_low(args, t0 + row, r, value);
+      }
+    }
+    uint2 packed = {pack_bf16(value.x, value.y), pack_bf16(value.z, value.w)};
+    *reinterpret_cast<uint2*>(panel + row * kLowStride<TILES> + r) = packed;
+  }
+}
+
+// Operand A for 16 rows: ranks of rows g and g + 8, two a register, in the order of rank_of.
+template <int TILES>
+__device__ __forceinline__ void load_low(const __nv_bfloat16* rows, uint32_t (&low)[TILES],
+                                         uint32_t (&high)[TILES]) {
+  const int g = static_cast<int>(threadIdx.x & 31) / 4;
+  const int q = static_cast<int>(threadIdx.x & 3);
+  const __nv_bfloat16* first = rows + g * kLowStride<TILES>;
+  const __nv_bfloat16* second = first + 8 * kLowStride<TILES>;
+  if constexpr (TILES == 1) {
+    low[0] = *reinterpret_cast<const uint32_t*>(first + 2 * q);
+    high[0] = *reinterpret_cast<const uint32_t*>(second + 2 * q);
+  } else {
+#pragma unroll
+    for (int pair = 0; pair < TILES / 2; ++pair) {
+      const uint2 a = *reinterpret_cast<const uint2*>(first + 16 * pair + 4 * q);
+      const uint2 b = *reinterpret_cast<const uint2*>(second + 16 * pair + 4 * q);
+      low[2 * pair] = a.x, low[2 * pair + 1] = a.y;
+      high[2 * pair] = b.x, high[2 * pair + 1] = b.y;
+    }
+  }
+}
+
+// y of 16 rows and 32 channels += scaling low factor^T.
+template <int TILES>
+__device__ __forceinline__ void expand_tile(const uint32_t (&low)[TILES],
+                                            const uint32_t (&high)[TILES],
+                                            const uint32_t (&factor)[4][TILES], float scaling,
+                                            WideTile& y) {
+#pragma unroll
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    float sums[4] = {};
+    if constexpr (TILES == 1) {
+      multiply_16x8x8(low[0], high[0], factor[matrix][0], sums);
+    } else {
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile += 2) {
+        multiply_16x8x16(low[tile], high[tile], low[tile + 1], high[tile + 1], factor[matrix][tile],
+                         factor[matrix][tile + 1], sums);
+      }
+    }
+    y.low[matrix] = pack_bf16(fmaf(scaling, sums[0], low_bf16(y.low[matrix])),
+                              fmaf(scaling, sums[1], high_bf16(y.low[matrix])));
+    y.high[matrix] = pack_bf16(fmaf(scaling, sums[2], low_bf16(y.high[matrix])),
+                               fmaf(scaling, sums[3], high_bf16(y.high[matrix])));
+  }
+}
+
+__device__ __forceinline__ void store_tile(const WideTile& tile, int64_t t0, int64_t end, int c,
+                                           int channels, __nv_bfloat16* y) {
+  const int64_t t = t0 + (threadIdx.x & 31) / 4;
+  if (c < channels && t < end) {
+    store16(tile.low, y + t * channels + c);
+  }
+  if (c < channels && t + 8 < end) {
+    store16(tile.high, y + (t + 8) * channels + c);
+  }
+}
+
+// What is read ahead: x where there is something to collect, else y.
+template <int TILES, bool COLLECT>
+__device__ __forceinline__ void read_ahead(const TileExpand& args, int64_t t0, int64_t end, int c,
+                                           WideTile (&tiles)[kStrips<TILES>]) {
+  const int64_t wanted = COLLECT || args.accumulate ? end : 0;
+#pragma unroll
+  for (int strip = 0; strip < kStrips<TILES>; ++strip) {
+    load_tile(COLLECT ? args.wide : args.y, t0, wanted, c + 32 * strip, args.channels,
+              tiles[strip]);
+  }
+}
+
+template <int TILES, bool COLLECT, bool EXPAND>
+__global__ void __launch_bounds__(kTileThreads, TILES <= 4 ? 2 : 1)
+    expand(const __grid_constant__ TileExpand args) {
+  constexpr int kWide = kStrips<TILES>;
+  extern __shared__ float4 shared[];
+  __nv_bfloat16* panel = reinterpret_cast<__nv_bfloat16*>(shared);
+  const int c0 = static_cast<int>(blockIdx.x) * kBlockColumns<TILES> +
+                 static_cast<int>(threadIdx.x) / 32 * 32 * kWide;
+  const int c = c0 + 8 * static_cast<int>(threadIdx.x & 3);
+  const int64_t begin = blockIdx.y * args.run_rows;
+  const int64_t end = min(args.rows, begin + args.run_rows);
+
+  WideTile wide[kWide];
+  read_ahead<TILES, COLLECT>(args, begin, end, c, wide);
+  ExpandFactor<TILES> factor;
+  if constexpr (EXPAND) {
+    load_factor(args, c0, factor);
+  }
+  float collected[kWide][2][TILES][4] = {};
+  for (int64_t p0 = begin; p0 < end; p0 += kPanelRows) {
+    __syncthreads();  // the panel before has been read
+    fill_panel<TILES>(args, p0, end, panel);
+    __syncthreads();
+    const int64_t panel_end = min(end, p0 + kPanelRows);
+    for (int64_t t0 = p0; t0 < panel_end; t0 += kTileRows) {
+      WideTile next[kWide];
+      read_ahead<TILES, COLLECT>(args, t0 + kTileRows, end, c, next);
+      WideTile y[kWide];
+#pragma unroll
+      for (int strip = 0; strip < kWide; ++strip) {
+        if constexpr (COLLECT && EXPAND) {
+          load_tile(args.y, t0, args.accumulate ? end : 0, c + 32 * strip, args.channels, y[strip]);
+        } else if constexpr (EXPAND) {
+          y[strip] = wide[strip];
+        }
+      }
+      uint32_t low[TILES];
+      uint32_t high[TILES];
+      load_low<TILES>(panel + (t0 - p0) * kLowStride<TILES>, low, high);
+#pragma unroll
+      for (int strip = 0; strip < kWide; ++strip) {
+        if constexpr (COLLECT) {
+          collect_tile<TILES>(wide[strip], low, high, collected[strip]);
+        }
+        if constexpr (EXPAND) {
+          expand_tile<TILES>(low, high, factor.of[strip], args.y_scaling, y[strip]);
+          store_tile(y[strip], t0, end, c + 32 * strip, args.channels, args.y);
+        }
+        wide[strip] = next[strip];
+      }
+    }
+  }
+  if constexpr (COLLECT) {
+    float* partials =
+        args.partials + static_cast<int64_t>(blockIdx.y) * args.channels * (8 * TILES);
+#pragma unroll
+    for (int strip = 0; strip < kWide; ++strip) {
+      store_collected<TILES>(collected[strip], c0 + 32 * strip, args.channels, partials);
+    }
+  }
+}
+
+template <int TILES>
+__global__ void __launch_bounds__(kTileThreads)
+    add_in_order(const __grid_constant__ TileExpand args) {
+  constexpr int kQuads = 2 * TILES;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kTileThreads + threadIdx.x;
+  if (i < args.rows * kQuads) {
+    const int r = 4 * static_cast<int>(i % kQuads);
+    store_low(args, i / kQuads, r, low_at<TILES>(args, i / kQuads, r));
+  }
+}
+
+template <int TILES, bool COLLECT, bool EXPAND>
+void launch(const Context& context, const TileExpand& args) {
+  constexpr size_t kShared = size_t{kPanelRows} * kLowStride<TILES> * sizeof(__nv_bfloat16);
+  static_assert(kShared <= 48 * 1024);
+  const auto columns =
+      static_cast<unsigned>((args.channels + kBlockColumns<TILES> - 1) / kBlockColumns<TILES>);
+  const auto runs = static_cast<unsigned>((args.rows + args.run_rows - 1) / args.run_rows);
+  expand<TILES, COLLECT, EXPAND>
+      <<<dim3(columns, runs), kTileThreads, kShared, context.stream>>>(args);
+  check_launch("lora_expand");
+}
+
+template <int TILES>
+void launch_tiles(const Context& context, const TileExpand& args) {
+  if (args.wide == nullptr) {
+    launch<TILES, false, true>(context, args);
+  } else if (args.y == nullptr) {
+    launch<TILES, true, false>(context, args);
+  } else {
+    launch<TILES, true, true>(context, args);
+  }
+}
+
+template <int TILES>
+void launch_add(const Context& context, const TileExpand& args) {
+  const int64_t threads = args.rows * 2 * TILES;
+  const auto grid = static_cast<unsigned>((threads + kTileThreads - 1) / kTileThreads);
+  add_in_order<TILES><<<grid, kTileThreads, 0, context.stream>>>(args);
+  check_launch("lora_add_parts");
+}
+
+}  // namespace
+
+void expand_tiles(const Context& context, const TileExpand& args) {
+  switch (padded_ranks(args.ranks)) {
+    case 8:
+      return launch_tiles<1>(context, args);
+    case 16:
+      return launch_tiles<2>(context, args);
+    case 32:
+      return launch_tiles<4>(context, args);
+    default:
+      return launch_tiles<8>(context, args);
+  }
+}
+
+void add_parts(const Context& context, const TileExpand& args) {
+  switch (padded_ranks(args.ranks)) {
+    case 8:
+      return launch_add<1>(context, args);
+    case 16:
+      return launch_add<2>(context, args);
+    case 32:
+      return launch_add<4>(context, args);
+    default:
+      return launch_add<8>(context, args);
+  }
+}
+
+}  // namespace wick::cuda

@@ -1,0 +1,228 @@
+// Tensor core shrink, and with it the sum over rows that reads the same tensor: ds and dB from dy.
+// Bound by reading `wide` once.
+#include <algorithm>
+
+#include "wick/backend/cuda/lora_tile_parts.cuh"
+
+namespace wick::cuda {
+namespace {
+
+// A row of a warp's sums in shared memory, so long that a warp's stores meet no bank twice.
+template <int TILES>
+constexpr int kSumStride = TILES == 1 ? 8 : 8 * TILES + 8;
+
+// Operand B of the shrink, for both halves of each strip: ranks along its columns, in order.
+template <int TILES>
+struct ShrinkFactor {
+  uint32_t of[kStrips<TILES>][2][TILES][2];
+};
+
+template <int TILES>
+__device__ __forceinline__ void load_factor(const TileShrink& args, int c0,
+                                            ShrinkFactor<TILES>& factor) {
+  const int lane = threadIdx.x & 31;
+#pragma unroll
+  for (int strip = 0; strip < kStrips<TILES>; ++strip) {
+    const int c = c0 + 32 * strip + 8 * (lane % 4);
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile) {
+      float values[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        values[i] = factor_at(args.factor, c + i, args.channels, 8 * tile + lane / 4, args.ranks);
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        factor.of[strip][half][tile][0] = pack_bf16(values[4 * half], values[4 * half + 1]);
+        factor.of[strip][half][tile][1] = pack_bf16(values[4 * half + 2], values[4 * half + 3]);
+      }
+    }
+  }
+}
+
+// The ranks of rows t0 + g and t0 + g + 8, two a register.
+template <int TILES>
+__device__ __forceinline__ void load_narrow(const TileShrink& args, int64_t t0, int64_t end,
+                                            uint32_t (&low)[TILES], uint32_t (&high)[TILES]) {
+  const int lane = threadIdx.x & 31;
+  const bool aligned = args.narrow_stride % 2 == 0 && args.ranks % 2 == 0 &&
+                       reinterpret_cast<uintptr_t>(args.narrow) % 4 == 0;
+  const auto pair_at = [&](int64_t t, int r) -> uint32_t {
+    if (t >= end || r >= args.ranks) {
+      return 0;
+    }
+    const __nv_bfloat16* from = args.narrow + t * args.narrow_stride + r;
+    if (aligned) {
+      return *reinterpret_cast<const uint32_t*>(from);
+    }
+    return pack_bf16(to_float(from[0]), r + 1 < args.ranks ? to_float(from[1]) : 0.0F);
+  };
+#pragma unroll
+  for (int tile = 0; tile < TILES; ++tile) {
+    const int r = rank_of<TILES>(tile, lane % 4);
+    low[tile] = pair_at(t0 + lane / 4, r);
+    high[tile] = pair_at(t0 + lane / 4 + 8, r);
+  }
+}
+
+// This warp's part of 16 rows' ranks, to sums[16][kSumStride].
+template <int TILES>
+__device__ __forceinline__ void shrink_tile(const WideTile (&wide)[kStrips<TILES>],
+                                            const ShrinkFactor<TILES>& factor, float* sums) {
+  const int lane = threadIdx.x & 31;
+#pragma unroll
+  for (int tile = 0; tile < TILES; ++tile) {
+    float own[4] = {};
+#pragma unroll
+    for (int strip = 0; strip < kStrips<TILES>; ++strip) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        multiply_16x8x16(wide[strip].low[2 * half], wide[strip].high[2 * half],
+                         wide[strip].low[2 * half + 1], wide[strip].high[2 * half + 1],
+                         factor.of[strip][half][tile][0], factor.of[strip][half][tile][1], own);
+      }
+    }
+    float* to = sums + (lane / 4) * kSumStride<TILES> + 8 * tile + 2 * (lane % 4);
+    *reinterpret_cast<float2*>(to) = {own[0], own[1]};
+    *reinterpret_cast<float2*>(to + 8 * kSumStride<TILES>) = {own[2], own[3]};
+  }
+}
+
+// Adds the warps' sums in order.
+template <int TILES>
+__device__ __forceinline__ void add_warps(const float* sums, int64_t t0, int64_t rows,
+                                          float* parts) {
+  constexpr int kRanks = 8 * TILES;
+  for (int i = threadIdx.x; i < kTileRows * kRanks; i += kTileThreads) {
+    const int row = i / kRanks;
+    float sum = 0.0F;
+#pragma unroll
+    for (int warp = 0; warp < kTileWarps; ++warp) {
+      sum += sums[(warp * kTileRows + row) * kSumStride<TILES> + i % kRanks];
+    }
+    if (t0 + row < rows) {
+      parts[(t0 + row) * kRanks + i % kRanks] = sum;
+    }
+  }
+}
+
+template <int TILES, bool COLLECT>
+__global__ void __launch_bounds__(kTileThreads, TILES <= 4 ? 2 : 1)
+    shrink(const __grid_constant__ TileShrink args) {
+  constexpr int kWide = kStrips<TILES>;
+  constexpr int kWarpSums = kTileRows * kSumStride<TILES>;
+  extern __shared__ float4 shared[];
+  float* sums = reinterpret_cast<float*>(shared);
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int c0 = static_cast<int>(blockIdx.x) * kBlockColumns<TILES> + warp * 32 * kWide;
+  const int c = c0 + 8 * static_cast<int>(threadIdx.x & 3);
+  const int64_t begin = blockIdx.y * args.run_rows;
+  const int64_t end = min(args.rows, begin + args.run_rows);
+  float* parts = args.parts + blockIdx.x * args.rows * (8 * TILES);
+
+  WideTile wide[kWide];
+#pragma unroll
+  for (int strip = 0; strip < kWide; ++strip) {
+    load_tile(args.wide, begin, end, c + 32 * strip, args.channels, wide[strip]);
+  }
+  ShrinkFactor<TILES> factor;
+  load_factor(args, c0, factor);
+  float collected[kWide][2][TILES][4] = {};
+  int buffer = 0;  // of two: rows are added up while the next warps write
+  for (int64_t t0 = begin; t0 < end; t0 += kTileRows) {
+    uint32_t low[TILES];
+    uint32_t high[TILES];
+    if constexpr (COLLECT) {
+      load_narrow(args, t0, end, low, high);
+    }
+    WideTile next[kWide];
+#pragma unroll
+    for (int strip = 0; strip < kWide; ++strip) {
+      load_tile(args.wide, t0 + kTileRows, end, c + 32 * strip, args.channels, next[strip]);
+    }
+    float* own = sums + buffer * kTileWarps * kWarpSums;
+    shrink_tile(wide, factor, own + warp * kWarpSums);
+    if constexpr (COLLECT) {
+#pragma unroll
+      for (int strip = 0; strip < kWide; ++strip) {
+        collect_tile<TILES>(wide[strip], low, high, collected[strip]);
+      }
+    }
+    __syncthreads();
+    add_warps<TILES>(own, t0, end, parts);
+    buffer = 1 - buffer;
+#pragma unroll
+    for (int strip = 0; strip < kWide; ++strip) {
+      wide[strip] = next[strip];
+    }
+  }
+  if constexpr (COLLECT) {
+    float* partials =
+        args.partials + static_cast<int64_t>(blockIdx.y) * args.channels * (8 * TILES);
+#pragma unroll
+    for (int strip = 0; strip < kWide; ++strip) {
+      store_collected<TILES>(collected[strip], c0 + 32 * strip, args.channels, partials);
+    }
+  }
+}
+
+template <int TILES, bool COLLECT>
+void launch(const Context& context, const TileShrink& args) {
+  constexpr size_t kShared = size_t{2} * kTileWarps * kTileRows * kSumStride<TILES> * sizeof(float);
+  const auto columns =
+      static_cast<unsigned>((args.channels + kBlockColumns<TILES> - 1) / kBlockColumns<TILES>);
+  const auto runs = static_cast<unsigned>((args.rows + args.run_rows - 1) / args.run_rows);
+  if constexpr (kShared > 48 * 1024) {
+    check_cuda(cudaFuncSetAttribute(shrink<TILES, COLLECT>,
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
+               "lora shrink");
+  }
+  shrink<TILES, COLLECT><<<dim3(columns, runs), kTileThreads, kShared, context.stream>>>(args);
+  check_launch("lora_shrink");
+}
+
+template <int TILES>
+void launch_tiles(const Context& context, const TileShrink& args) {
+  if (args.partials != nullptr) {
+    launch<TILES, true>(context, args);
+  } else {
+    launch<TILES, false>(context, args);
+  }
+}
+
+}  // namespace
+
+int padded_ranks(int ranks) {
+  return ranks <= 8 ? 8 : ranks <= 16 ? 16 : ranks <= 32 ? 32 : 64;
+}
+
+int tile_columns(int ranks) {
+  return ranks <= 16 ? kBlockColumns<2> : kBlockColumns<4>;
+}
+
+int64_t tile_run_rows(const Context& context, int64_t rows, int channels, int ranks, bool collect) {
+  constexpr int64_t kLeastRows = 64;
+  const int64_t columns = (channels + tile_columns(ranks) - 1) / tile_columns(ranks);
+  const int64_t runs = std::max<int64_t>(1, 2 * context.multiprocessors / columns);
+  int64_t each = std::max(kLeastRows, (rows + runs - 1) / runs);
+  if (collect) {
+    // With 8 R rows the sums are a quarter of the bytes of `wide`.
+    each = std::max(each, std::min<int64_t>(8 * padded_ranks(ranks), rows / 16));
+  }
+  return (each + kTileRows - 1) / kTileRows * kTileRows;
+}
+
+void shrink_tiles(const Context& context, const TileShrink& args) {
+  switch (padded_ranks(args.ranks)) {
+    case 8:
+      return launch_tiles<1>(context, args);
+    case 16:
+      return launch_tiles<2>(context, args);
+    case 32:
+      return launch_tiles<4>(context, args);
+    default:
+      return launch_tiles<8>(context, args);
+  }
+}
+
+}  // namespace wick::cuda
