@@ -19,12 +19,10 @@ add_compile_options($<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>
   "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall$<COMMA>-Wextra$<COMMA>-Wno-missing-field-initializers>")
 list(APPEND wick_registry_flags WICK_CUDA)
 
-# Sums between GPUs; without it they go through host memory.
+# Sums between GPUs. The library is loaded when it is wanted; without it they go through host memory.
 find_path(NCCL_INCLUDE_FOLDER nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
-find_library(NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR})
-if(MPI_CXX_FOUND AND NCCL_INCLUDE_FOLDER AND NCCL_LIBRARY)
+if(MPI_CXX_FOUND AND NCCL_INCLUDE_FOLDER)
   list(APPEND wick_registry_flags WICK_NCCL)
-  list(APPEND wick_cuda_libraries ${NCCL_LIBRARY})
 else()
   list(FILTER wick_sources EXCLUDE REGEX "/nccl_")
 endif()

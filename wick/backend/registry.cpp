@@ -113,7 +113,7 @@ std::unique_ptr<Communicator> connect_devices([[maybe_unused]] Communicator& pro
 #ifdef WICK_NCCL
   auto* gpu = dynamic_cast<cuda::CudaBackend*>(&backend);
   if (gpu != nullptr && processes.place().size > 1) {
-    return std::make_unique<cuda::NcclCommunicator>(processes, *gpu);
+    return cuda::NcclCommunicator::make(processes, *gpu);
   }
 #endif
   return nullptr;

@@ -5,31 +5,36 @@
 #include <cassert>
 #include <chrono>
 #include <exception>
+#include <utility>
+
+#include "wick/base/log.h"
 
 namespace wick::cuda {
 
-namespace {
-
-void check_nccl(ncclResult_t status, const char* what) {
-  if (status != ncclSuccess) [[unlikely]] {
-    fail("nccl: {}: {}{}", what, ncclGetErrorString(status),
-         status == ncclInvalidUsage ? "; each process needs a GPU of its own" : "");
+std::unique_ptr<Communicator> NcclCommunicator::make(Communicator& processes,
+                                                     CudaBackend& backend) {
+  std::unique_ptr<const NcclLibrary> nccl = load_nccl();
+  const double having = sum_of(processes.gather(nccl != nullptr ? 1 : 0));
+  if (having < processes.place().size) {
+    log_warning("{} of {} processes find libnccl.so.2, so sums go through host memory", having,
+                processes.place().size);
+    return nullptr;
   }
+  return std::unique_ptr<Communicator>(new NcclCommunicator(std::move(nccl), processes, backend));
 }
 
-}  // namespace
-
-NcclCommunicator::NcclCommunicator(Communicator& processes, CudaBackend& backend)
-    : processes_(processes), stream_(backend.stream()) {
+NcclCommunicator::NcclCommunicator(std::unique_ptr<const NcclLibrary> nccl, Communicator& processes,
+                                   CudaBackend& backend)
+    : nccl_(std::move(nccl)), processes_(processes), stream_(backend.stream()) {
   cudaEvent_t event = nullptr;
   check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
   summed_.reset(event);
   ncclUniqueId id{};
   if (place().rank == 0) {
-    check_nccl(ncclGetUniqueId(&id), "start");
+    check_nccl(nccl_->get_unique_id(&id), "start");
   }
   processes_.broadcast(std::as_writable_bytes(std::span(&id, 1)));
-  check_nccl(ncclCommInitRank(&ranks_, place().size, id, place().rank), "start");
+  check_nccl(nccl_->init_rank(&ranks_, place().size, id, place().rank), "start");
 }
 
 NcclCommunicator::~NcclCommunicator() {
@@ -38,9 +43,9 @@ NcclCommunicator::~NcclCommunicator() {
   }
   // In good order all processes get here; else some may not, and nobody is waited for.
   if (std::uncaught_exceptions() == 0) {
-    ncclCommDestroy(ranks_);
+    nccl_->destroy(ranks_);
   } else {
-    ncclCommAbort(ranks_);
+    nccl_->abort(ranks_);
   }
 }
 
@@ -49,8 +54,8 @@ void NcclCommunicator::sum([[maybe_unused]] Backend& backend, Out tensor) {
   gather(0);  // all are well, so all take part
   summing_ = true;
   check_nccl(
-      ncclAllReduce(tensor.address(), tensor.address(), static_cast<size_t>(tensor.elements()),
-                    ncclFloat, ncclSum, ranks_, stream_),
+      nccl_->all_reduce(tensor.address(), tensor.address(), static_cast<size_t>(tensor.elements()),
+                        ncclFloat, ncclSum, ranks_, stream_),
       "sum");
   check_cuda(cudaEventRecord(summed_.get(), stream_), "sum");
   wait_for_sum();
@@ -82,8 +87,15 @@ void NcclCommunicator::wait_for_sum() {
     looked = now;
     processes_.check_alive();
     ncclResult_t trouble = ncclSuccess;
-    check_nccl(ncclCommGetAsyncError(ranks_, &trouble), "sum");
+    check_nccl(nccl_->async_error(ranks_, &trouble), "sum");
     check_nccl(trouble, "sum");
+  }
+}
+
+void NcclCommunicator::check_nccl(ncclResult_t status, const char* what) const {
+  if (status != ncclSuccess) [[unlikely]] {
+    fail("nccl: {}: {}{}", what, nccl_->error_string(status),
+         status == ncclInvalidUsage ? "; each process needs a GPU of its own" : "");
   }
 }
 

@@ -5,18 +5,17 @@
 // process, and on every run on one machine.
 #pragma once
 
-#include <nccl.h>
-
 #include "wick/backend/cuda/cuda_backend.h"
+#include "wick/backend/cuda/nccl_library.h"
 #include "wick/core/communicator.h"
 
 namespace wick::cuda {
 
 class NcclCommunicator final : public Communicator {
  public:
-  // Waits for all processes. Errors: two of them have the same device. What is passed must outlive
-  // the object.
-  NcclCommunicator(Communicator& processes, CudaBackend& backend);
+  // Null where a process finds no NCCL. Waits for all. Errors: two processes have the same device.
+  // What is passed must outlive the object.
+  static std::unique_ptr<Communicator> make(Communicator& processes, CudaBackend& backend);
   ~NcclCommunicator() override;
   NcclCommunicator(const NcclCommunicator&) = delete;
   NcclCommunicator& operator=(const NcclCommunicator&) = delete;
@@ -34,8 +33,12 @@ class NcclCommunicator final : public Communicator {
     void operator()(CUevent_st* event) const { cudaEventDestroy(event); }
   };
 
+  NcclCommunicator(std::unique_ptr<const NcclLibrary> nccl, Communicator& processes,
+                   CudaBackend& backend);
   void wait_for_sum();
+  void check_nccl(ncclResult_t status, const char* what) const;
 
+  std::unique_ptr<const NcclLibrary> nccl_;
   Communicator& processes_;
   cudaStream_t stream_;
   std::unique_ptr<CUevent_st, DropEvent> summed_;
