@@ -126,7 +126,7 @@ void make_room(Backend& backend, const Case& c, std::map<std::string, PreparedCa
 
 // Figures beside the times, of whole models alone.
 Json extras_of(const Backend& backend, const Case& c, const PreparedCase& prepared) {
-  Json extras;
+  Json extras = Json::object();
   if (c.heavy) {
     extras["peak_rss_bytes"] = peak_rss_bytes();
     if (backend.name() != "cpu") {

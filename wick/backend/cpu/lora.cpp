@@ -19,6 +19,7 @@
 namespace wick::cpu {
 
 HWY_EXPORT(Shrink);
+HWY_EXPORT(TaskRows);
 HWY_EXPORT(PanelColumns);
 HWY_EXPORT(PackPanelsOfColumns);
 HWY_EXPORT(PackPanelsOfRows);
@@ -33,7 +34,8 @@ constexpr int64_t kSerialProducts = 150'000;  // below, a second thread costs mo
 
 // Rows of a task: all of them when there is little to do.
 int64_t task_rows(int64_t T, int64_t products_of_a_row) {
-  return T * products_of_a_row < kSerialProducts ? std::max<int64_t>(T, 1) : 33;
+  const bool serial = T * products_of_a_row < kSerialProducts;
+  return serial ? std::max<int64_t>(T, 1) : HWY_DYNAMIC_DISPATCH(TaskRows)();
 }
 
 int64_t padded(int64_t n) {

@@ -10,6 +10,7 @@
 #endif
 // clang-format on
 
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include "wick/backend/cpu/simd_inl.h"
@@ -38,15 +39,17 @@ HWY_BEFORE_NAMESPACE();
 namespace wick::cpu::HWY_NAMESPACE {
 
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SCALAR  // 16 registers
-constexpr int64_t kShrinkRanks = 4;
+constexpr int64_t kShrinkRows = 3;
 constexpr int64_t kExpandVectors = 2;
 constexpr int64_t kCollectRanks = 4;
 #else  // 32 registers
-constexpr int64_t kShrinkRanks = 8;
+// No more rows and ranks than a set of the first cache has ways: where the width is a power of two,
+// all of them lie in one set.
+constexpr int64_t kShrinkRows = 4;
 constexpr int64_t kExpandVectors = 4;
 constexpr int64_t kCollectRanks = 8;
 #endif
-constexpr int64_t kShrinkRows = 3;
+constexpr int64_t kShrinkRanks = 4;
 constexpr int64_t kExpandRows = 6;
 constexpr int64_t kCollectVectors = 3;
 
@@ -90,10 +93,8 @@ HWY_INLINE void shrink_tile(const float* const* x, const float* w, const SkinnyS
     }
   }
   WICK_UNROLL for (int64_t i = 0; i < kRows; ++i) {
-    if constexpr (kRanks % 4 == 0) {
-      WICK_UNROLL for (int64_t r = 0; r < kRanks; r += 4) {
-        store_sums(d, sum[i][r], sum[i][r + 1], sum[i][r + 2], sum[i][r + 3], s[i] + r);
-      }
+    if constexpr (kRanks == 4) {
+      store_sums(d, sum[i][0], sum[i][1], sum[i][2], sum[i][3], s[i]);
     } else {
       WICK_UNROLL for (int64_t r = 0; r < kRanks; ++r) {
         s[i][r] = sum_of(d, sum[i][r]);
@@ -121,9 +122,6 @@ HWY_INLINE void shrink_rows(const float* const* x, const float* w, const SkinnyS
   for (; r + kShrinkRanks <= size.R; advance(kShrinkRanks)) {
     shrink_tile<kRows, kShrinkRanks>(x, w, size, to);
   }
-  for (; r + 4 <= size.R; advance(4)) {
-    shrink_tile<kRows, 4>(x, w, size, to);
-  }
   for (; r < size.R; advance(1)) {
     shrink_tile<kRows, 1>(x, w, size, to);
   }
@@ -148,6 +146,11 @@ void Shrink(const float* x, const float* w, const SkinnyRows& rows, const Skinny
     point(t, 1);
     shrink_rows<1>(from, w, size, to);
   }
+}
+
+// Rows of a task: whole tiles of Shrink.
+int64_t TaskRows() {
+  return (32 + kShrinkRows - 1) / kShrinkRows * kShrinkRows;
 }
 
 // Panels of as many columns as a tile of Expand has: [panel][r][column], the last one padded.
@@ -221,8 +224,18 @@ void Expand(const float* s, const float* panels, const SkinnyRows& rows, const S
         to[i] = y + row_at(rows, first + i) * rows.wide_stride + n;
       }
     };
+    // The rows of the next tile lie too far apart for the processor to see them coming.
+    const auto fetch = [&](int64_t first) {
+      for (int64_t i = first; i < HWY_MIN(first + kExpandRows, rows.count); ++i) {
+        const float* row = y + row_at(rows, i) * rows.wide_stride + n;
+        for (int64_t column = 0; column < columns; column += 64 / sizeof(float)) {
+          hwy::Prefetch(row + column);
+        }
+      }
+    };
     int64_t t = 0;
     for (; t + kExpandRows <= rows.count; t += kExpandRows) {
+      fetch(t + kExpandRows);
       point(t, kExpandRows);
       expand_tile<kExpandRows>(from, panel, size, columns, to);
     }
