@@ -190,6 +190,7 @@ Case train_case(const NamedShape& shape, const TrainSizes& sizes) {
       std::unique_ptr<Decoder> decoder;
       AttachedAdapter adapter;
       std::unique_ptr<AdamW> optimizer;
+      Alone alone;
       std::unique_ptr<TrainStep> step;
       std::vector<MicroBatch> batches;
       int64_t steps = 0;
@@ -201,7 +202,7 @@ Case train_case(const NamedShape& shape, const TrainSizes& sizes) {
         be, s->adapter.values, s->adapter.grads,
         std::vector<ParameterGroup>{{0, s->adapter.values.elements(), 1.0F, 0.01F}},
         AdamWOptions{.max_gradient_norm = 1.0F});
-    s->step = std::make_unique<TrainStep>(*s->decoder, *s->optimizer, 0);
+    s->step = std::make_unique<TrainStep>(*s->decoder, *s->optimizer, 0, s->alone);
     s->batches = {some_batch(sizes)};
     const auto call = [s] {
       s->step->run(s->batches, s->steps + 1, 1e-4F, s->steps);

@@ -1,13 +1,16 @@
 // wick train: fine-tunes an adapter, or all weights, from the command line.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <csignal>
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 #include "cli/commands.h"
 #include "cli/common_options.h"
 #include "cli/profile_option.h"
+#include "wick/backend/registry.h"
 #include "wick/base/error.h"
 #include "wick/base/log.h"
 #include "wick/base/progress.h"
@@ -71,6 +74,9 @@ struct TrainFlags {
   DeviceFlags device;
   ProfileFlags profile;
   TrainOptions options;
+  // To the end of the program: when one of several processes ends, the launcher sends a SIGTERM to
+  // the others, which may still have something to say.
+  std::optional<SignalNotes> signals;
 };
 
 void add_main_flags(CLI::App& verb, TrainFlags& flags) {
@@ -285,9 +291,10 @@ TrainData read_data(const TrainFlags& flags, const Bundle& bundle) {
 }
 
 // The bar is gone when this returns.
-TrainResult train_with_bar(Bundle& bundle, const TrainData& data, const TrainOptions& options) {
+TrainResult train_with_bar(Bundle& bundle, const TrainData& data, const TrainOptions& options,
+                           Communicator& ranks) {
   TrainConsole console;
-  return train(bundle, data, options, console);
+  return train(bundle, data, options, console, ranks);
 }
 
 void tell_result(const TrainResult& result, const TrainFlags& flags) {
@@ -308,18 +315,51 @@ void tell_result(const TrainResult& result, const TrainFlags& flags) {
   }
 }
 
+// Reads all that is needed and trains, as one of these processes.
+TrainResult run_as_one_of(Communicator& ranks, ProfiledDevice& device, const TrainFlags& flags) {
+  return together(ranks, [&] {
+    Bundle bundle = open_model(device.backend(), flags);
+    const TrainData data = read_data(flags, bundle);
+    device.start();
+    const TrainResult result = train_with_bar(bundle, data, flags.options, ranks);
+    device.report();
+    tell_result(result, flags);
+    return result;
+  });
+}
+
+std::unique_ptr<Backend> make_device(Communicator& processes, TrainFlags& flags) {
+  return together(processes, [&] {
+    settle_options(flags);
+    return flags.device.make(processes.place());
+  });
+}
+
+// The signal that ended the training, in every process the same; 0: none.
+int train_together(TrainFlags& flags) {
+  const std::unique_ptr<Communicator> processes = join_processes();
+  if (processes->place().rank > 0) {
+    set_log_level(LogLevel::silent);
+    flags.profile.file.clear();
+  }
+  try {
+    ProfiledDevice device(make_device(*processes, flags), flags.profile);
+    const std::unique_ptr<Communicator> devices = connect_devices(*processes, device.inner());
+    const TrainResult result = run_as_one_of(devices ? *devices : *processes, device, flags);
+    const std::vector<double> signals = processes->gather(caught_signal);
+    return result.interrupted ? static_cast<int>(std::ranges::max(signals)) : 0;
+  } catch (const std::exception&) {
+    if (processes->speaks()) {
+      set_log_level(LogLevel::info);
+    }
+    throw;
+  }
+}
+
 void run_train(TrainFlags& flags) {
-  settle_options(flags);
-  const SignalNotes notes;
-  ProfiledDevice device(flags.device.make(), flags.profile);
-  Bundle bundle = open_model(device.backend(), flags);
-  const TrainData data = read_data(flags, bundle);
-  device.start();
-  const TrainResult result = train_with_bar(bundle, data, flags.options);
-  device.report();
-  tell_result(result, flags);
-  if (result.interrupted) {
-    throw Interrupted{caught_signal};
+  flags.signals.emplace();
+  if (const int signal = train_together(flags); signal != 0) {
+    throw Interrupted{signal};
   }
 }
 
@@ -338,7 +378,8 @@ void add_train(CLI::App& app) {
   flags->profile.add_to(*verb);
   verb->footer(
       "Records are JSON lines: {\"text\"}, {\"prompt\", \"completion\"} or {\"messages\": [...]}.\n"
-      "Ctrl-C saves and ends; the same command with --resume goes on, bit for bit.\n\n"
+      "Ctrl-C saves and ends; the same command with --resume goes on, bit for bit.\n"
+      "mpirun -n K wick train ... shares each step among K processes, one a GPU.\n\n"
       "Examples:\n"
       "  wick train --model qwen2.5-0.5b --data questions.jsonl --output adapter\n"
       "  wick train --model base --data data/ --output adapter --rank 8 --targets q_proj,v_proj "

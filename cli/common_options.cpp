@@ -16,8 +16,8 @@ void DeviceFlags::add_to(CLI::App& verb) {
       ->group(group);
 }
 
-std::unique_ptr<Backend> DeviceFlags::make() const {
-  return make_backend(device, {.threads = threads});
+std::unique_ptr<Backend> DeviceFlags::make(const Place& place) const {
+  return make_backend(device, {.threads = threads, .place = place});
 }
 
 void ModelFlags::add_model_to(CLI::App& verb) {

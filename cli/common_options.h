@@ -9,7 +9,7 @@
 #include <memory>
 #include <string>
 
-#include "wick/core/backend.h"
+#include "wick/core/communicator.h"
 
 namespace wick {
 
@@ -19,7 +19,7 @@ struct DeviceFlags {
   int threads = 0;
 
   void add_to(CLI::App& verb);
-  std::unique_ptr<Backend> make() const;
+  std::unique_ptr<Backend> make(const Place& place = {}) const;
 };
 
 // --model, and for verbs that can use one --adapter.

@@ -24,6 +24,8 @@ class ProfiledDevice {
   ~ProfiledDevice();
 
   Backend& backend();
+  // The one that is profiled.
+  Backend& inner() { return *inner_; }
   // Null without --profile.
   Profile* profile() { return flags_.file.empty() ? nullptr : &profile_; }
 

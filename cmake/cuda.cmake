@@ -17,5 +17,14 @@ list(APPEND wick_sources ${wick_cuda_sources})
 set(wick_cuda_libraries CUDA::cudart_static CUDA::cublasLt)
 add_compile_options($<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>
   "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall$<COMMA>-Wextra$<COMMA>-Wno-missing-field-initializers>")
-# Build flags are read by the registry alone.
-set_source_files_properties(wick/backend/registry.cpp PROPERTIES COMPILE_DEFINITIONS WICK_CUDA)
+list(APPEND wick_registry_flags WICK_CUDA)
+
+# Sums between GPUs; without it they go through host memory.
+find_path(NCCL_INCLUDE_FOLDER nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+find_library(NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR})
+if(MPI_CXX_FOUND AND NCCL_INCLUDE_FOLDER AND NCCL_LIBRARY)
+  list(APPEND wick_registry_flags WICK_NCCL)
+  list(APPEND wick_cuda_libraries ${NCCL_LIBRARY})
+else()
+  list(FILTER wick_sources EXCLUDE REGEX "/nccl_")
+endif()

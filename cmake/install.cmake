@@ -10,7 +10,8 @@ endif()
 # The concrete back ends stay private: make_backend names them.
 install(DIRECTORY wick/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/wick
   FILES_MATCHING PATTERN "*.h"
-  PATTERN "backend/cpu" EXCLUDE PATTERN "backend/cuda" EXCLUDE PATTERN "backend/metal" EXCLUDE)
+  PATTERN "backend/cpu" EXCLUDE PATTERN "backend/cuda" EXCLUDE PATTERN "backend/metal" EXCLUDE
+  PATTERN "backend/mpi" EXCLUDE)
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
 install(EXPORT wickTargets NAMESPACE wick:: DESTINATION ${wick_package_folder})

@@ -85,7 +85,8 @@ class CudaModel : public testing::TestWithParam<Setting> {
         attach(*backend, decoder->linears(), adapter(), Trainable::yes);
     AdamW optimizer(*backend, attached.values, attached.grads,
                     {{0, attached.values.elements(), 1.0F, 0.01F}}, {.max_gradient_norm = 1.0F});
-    TrainStep step(*decoder, optimizer, 7);
+    Alone alone;
+    TrainStep step(*decoder, optimizer, 7, alone);
     const std::vector<MicroBatch> batches = sequences();
     Trained trained;
     for (int i = 0; i < kSteps; ++i) {

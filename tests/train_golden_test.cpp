@@ -43,7 +43,8 @@ TEST(TrainGolden, TenStepsAreTorchs) {
       *backend, attached.values, attached.grads,
       {{0, attached.values.elements(), 1.0F, setting("weight_decay")}},
       {setting("beta1"), setting("beta2"), setting("epsilon"), setting("max_grad_norm")});
-  TrainStep train_step(*decoder, optimizer, 0);
+  Alone alone;
+  TrainStep train_step(*decoder, optimizer, 0, alone);
 
   const std::vector<MicroBatch> sequences = read_sequences(recorded);
   const std::vector<int32_t> order = test::golden_ids(recorded, "order");

@@ -1,12 +1,22 @@
 // The concrete back ends by name.
 #include "wick/backend/registry.h"
 
+#include <algorithm>
+#include <cstdlib>
+
 #include "wick/backend/cpu/cpu_backend.h"
 #include "wick/backend/cpu/device.h"
 #include "wick/base/error.h"
+#include "wick/base/parallel.h"
 #ifdef WICK_CUDA
 #include "wick/backend/cuda/cuda_backend.h"
 #include "wick/backend/cuda/device.h"
+#endif
+#ifdef WICK_NCCL
+#include "wick/backend/cuda/nccl_communicator.h"
+#endif
+#ifdef WICK_MPI
+#include "wick/backend/mpi/mpi_communicator.h"
 #endif
 
 namespace wick {
@@ -18,7 +28,8 @@ constexpr bool kHasCuda = true;
 bool cuda_answers() {
   return cuda::device_count() > 0;
 }
-std::unique_ptr<Backend> make_cuda() {
+std::unique_ptr<Backend> make_cuda(const Place& place) {
+  cuda::choose_device(place.local_rank);
   return std::make_unique<cuda::CudaBackend>();
 }
 std::vector<std::string> cuda_devices() {
@@ -29,13 +40,42 @@ constexpr bool kHasCuda = false;
 bool cuda_answers() {
   return false;
 }
-std::unique_ptr<Backend> make_cuda() {
+std::unique_ptr<Backend> make_cuda(const Place&) {
   fail("this build has no CUDA: build it with WICK_CUDA=ON");
 }
 std::vector<std::string> cuda_devices() {
   return {};
 }
 #endif
+
+#ifdef WICK_MPI
+std::unique_ptr<Communicator> make_mpi() {
+  return std::make_unique<mpi::MpiCommunicator>();
+}
+#else
+std::unique_ptr<Communicator> make_mpi() {
+  fail(
+      "several processes were started together, but this build has no MPI: build it with "
+      "WICK_MPI=ON");
+}
+#endif
+
+// Whether a launcher started this process as one of several. PMIX_RANK does not say of how many.
+bool has_companions() {
+  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}) {
+    if (const char* size = std::getenv(name)) {
+      return std::atoi(size) > 1;
+    }
+  }
+  return std::getenv("PMIX_RANK") != nullptr;
+}
+
+int threads_of(const BackendOptions& options) {
+  if (options.threads > 0 || options.place.core_sharers == 1) {
+    return options.threads;
+  }
+  return std::max(1, usable_cores() / options.place.core_sharers);
+}
 
 }  // namespace
 
@@ -52,13 +92,31 @@ std::unique_ptr<Backend> make_backend(std::string_view device, const BackendOpti
     return make_backend(backend_names().back(), options);
   }
   if (device == "cpu") {
-    return std::make_unique<cpu::CpuBackend>(options.threads);
+    return std::make_unique<cpu::CpuBackend>(threads_of(options));
   }
   if (device == "cuda") {
-    return make_cuda();
+    return make_cuda(options.place);
   }
   fail("unknown device \"{}\": this build has cpu{} (and auto, the best there is)", device,
        kHasCuda ? ", cuda" : "");
+}
+
+std::unique_ptr<Communicator> join_processes() {
+  if (!has_companions()) {
+    return std::make_unique<Alone>();
+  }
+  return make_mpi();
+}
+
+std::unique_ptr<Communicator> connect_devices([[maybe_unused]] Communicator& processes,
+                                              [[maybe_unused]] Backend& backend) {
+#ifdef WICK_NCCL
+  auto* gpu = dynamic_cast<cuda::CudaBackend*>(&backend);
+  if (gpu != nullptr && processes.place().size > 1) {
+    return std::make_unique<cuda::NcclCommunicator>(processes, *gpu);
+  }
+#endif
+  return nullptr;
 }
 
 std::vector<DeviceDescription> describe_devices() {

@@ -7,11 +7,13 @@
 #include <vector>
 
 #include "wick/core/backend.h"
+#include "wick/core/communicator.h"
 
 namespace wick {
 
 struct BackendOptions {
-  int threads = 0;  // CPU: 0 takes one a core that this process may use
+  int threads = 0;  // CPU: 0 takes one a core that this process may use, less what `place` shares
+  Place place;      // chooses among several GPUs
 };
 
 // Those that this build has and this machine can use, the best last.
@@ -20,6 +22,15 @@ std::vector<std::string_view> backend_names();
 // One of backend_names, or "auto" (the best there is). Throws Error naming what this build has, or
 // why the device cannot be used.
 std::unique_ptr<Backend> make_backend(std::string_view device, const BackendOptions& options = {});
+
+// The processes that a launcher such as mpirun started with this one, or this one alone. MPI is
+// touched only where there are several, and may be started once in a process. Throws Error where
+// this build has no MPI.
+std::unique_ptr<Communicator> join_processes();
+
+// The same processes with sums that go from device to device; null where `processes` serve as well.
+// Both arguments must outlive it.
+std::unique_ptr<Communicator> connect_devices(Communicator& processes, Backend& backend);
 
 struct DeviceDescription {
   std::string_view backend;  // as make_backend takes it

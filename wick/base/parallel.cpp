@@ -21,15 +21,6 @@ namespace {
 
 thread_local bool inside_task = false;
 
-int available_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
-    return std::max(1, CPU_COUNT(&set));
-  }
-  return std::max(1U, std::thread::hardware_concurrency());
-}
-
 // True as soon as `ready` holds within the time a futex sleep and wake would cost anyway.
 template <class Ready>
 bool spin_for(Ready ready) {
@@ -51,6 +42,15 @@ bool spin_for(Ready ready) {
 }
 
 }  // namespace
+
+int usable_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
+    return std::max(1, CPU_COUNT(&set));
+  }
+  return std::max(1U, std::thread::hardware_concurrency());
+}
 
 struct ThreadPool::State {
   // The tasks that a thread begins with. Others take from them when their own are done.
@@ -159,7 +159,7 @@ struct ThreadPool::State {
 };
 
 ThreadPool::ThreadPool(int threads)
-    : state_(std::make_unique<State>(threads > 0 ? threads : available_cores())) {
+    : state_(std::make_unique<State>(threads > 0 ? threads : usable_cores())) {
   for (size_t i = 1; i < state_->shares.size(); ++i) {
     state_->workers.emplace_back([state = state_.get(), i] { state->worker_loop(i); });
   }

@@ -14,6 +14,9 @@
 
 namespace wick {
 
+// Cores that this process may use.
+int usable_cores();
+
 class ThreadPool {
  public:
   // threads = 0 takes one a core that this process may use.

@@ -38,6 +38,7 @@ class AdamW {
   void update(Out square_sum);
 
   const Tensor& values() const { return values_; }
+  const Tensor& gradients() const { return gradients_; }
   const Tensor& first_moment() const { return first_; }
   const Tensor& second_moment() const { return second_; }
 

@@ -17,6 +17,9 @@ void ConsoleReporter::on_start(const TrainPlan& plan) {
   log_info("  {} samples, {} steps ({:.3g} epochs), learning rate {:.3g} ({}, {} warm-up steps)",
            plan.samples, plan.total_steps, plan.epochs, plan.learning_rate, plan.schedule,
            plan.warmup_steps);
+  if (plan.processes > 1) {
+    log_info("  {} processes", plan.processes);
+  }
   if (plan.first_step > 0) {
     log_info("  resumed after step {}", plan.first_step);
   }

@@ -23,6 +23,7 @@ struct TrainPlan {
   int64_t total_steps = 0;
   double epochs = 0;
   int64_t samples = 0;
+  int processes = 1;  // that train together
   int64_t warmup_steps = 0;
   double learning_rate = 0;
   std::string schedule;

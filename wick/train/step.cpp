@@ -18,6 +18,16 @@ int64_t padded(int64_t count, int64_t least) {
   return (count + grain - 1) / grain * grain;
 }
 
+// Keys of recorded work without inputs; those of inputs begin at 4.
+constexpr uint64_t kUpdate = 1;
+constexpr uint64_t kBegin = 2;
+
+// What dropout draws by: the parts of one micro-batch must not draw the same numbers.
+int32_t number_of(const StepPart& part, int64_t first_micro_batch) {
+  constexpr int64_t kMicroBatches = int64_t{1} << 24;
+  return static_cast<int32_t>(first_micro_batch + part.micro_batch + part.part * kMicroBatches);
+}
+
 template <class T>
 void upload_one(Backend& backend, T value, const Tensor& to) {
   backend.upload(std::as_bytes(std::span(&value, 1)), to);
@@ -32,11 +42,12 @@ void upload_padded(Backend& backend, const std::vector<int32_t>& values, int32_t
 
 }  // namespace
 
-TrainStep::TrainStep(Decoder& decoder, AdamW& optimizer, uint64_t seed)
+TrainStep::TrainStep(Decoder& decoder, AdamW& optimizer, uint64_t seed, Communicator& ranks)
     : decoder_(decoder),
       backend_(decoder.backend()),
       optimizer_(optimizer),
       seed_(seed),
+      ranks_(ranks),
       micro_batch_(backend_.allocate({1}, DType::i32)),
       gradient_scale_(backend_.allocate({1}, DType::f32)),
       results_(backend_.allocate({2}, DType::f32)),
@@ -94,6 +105,36 @@ void TrainStep::forward_and_backward(const Inputs& inputs) {
   tape.backward();
 }
 
+void TrainStep::begin_passes() {
+  optimizer_.clear_gradients();
+  backend_.fill(0.0F, results_);
+}
+
+void TrainStep::run_passes(std::span<const StepPart> parts, int64_t first_micro_batch) {
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const MicroBatch& batch = parts[i].batch;
+    HostBatch host = lay_out(batch.inputs);
+    const Sizes sizes = sizes_of(host, batch);
+    Inputs& inputs = inputs_of(sizes);
+    upload_inputs(std::move(host), batch, sizes, inputs);
+    upload_one(backend_, number_of(parts[i], first_micro_batch), micro_batch_);
+    const bool first = i == 0;
+    const bool updates = alone() && i + 1 == parts.size();
+    recorder_->run(inputs.id << 2 | (first ? kBegin : 0) | (updates ? kUpdate : 0), [&] {
+      if (first) {
+        begin_passes();
+      }
+      forward_and_backward(inputs);
+      if (updates) {
+        update();
+      }
+    });
+  }
+  if (parts.empty()) {
+    recorder_->run(kBegin, [&] { begin_passes(); });
+  }
+}
+
 StepResult TrainStep::run(std::span<const MicroBatch> batches, int64_t step, float learning_rate,
                           int64_t first_micro_batch) {
   StepResult result;
@@ -103,29 +144,14 @@ StepResult TrainStep::run(std::span<const MicroBatch> batches, int64_t step, flo
   }
   upload_one(backend_, 1.0F / static_cast<float>(result.target_tokens), gradient_scale_);
   optimizer_.prepare(step, learning_rate);
-  for (size_t i = 0; i < batches.size(); ++i) {
-    HostBatch host = lay_out(batches[i].inputs);
-    const Sizes sizes = sizes_of(host, batches[i]);
-    Inputs& inputs = inputs_of(sizes);
-    upload_inputs(std::move(host), batches[i], sizes, inputs);
-    upload_one(backend_, static_cast<int32_t>(first_micro_batch + static_cast<int64_t>(i)),
-               micro_batch_);
-    const bool first = i == 0;
-    const bool last = i + 1 == batches.size();
-    recorder_->run(inputs.id << 2 | (first ? 2U : 0U) | (last ? 1U : 0U), [&] {
-      if (first) {
-        optimizer_.clear_gradients();
-        backend_.fill(0.0F, results_);
-      }
-      forward_and_backward(inputs);
-      if (last) {
-        optimizer_.update(results_.part(1, {1}));
-      }
-    });
+  run_passes(share_of_step(batches, ranks_.place().rank, ranks_.place().size), first_micro_batch);
+  if (!alone()) {
+    ranks_.sum(backend_, optimizer_.gradients());
+    recorder_->run(kUpdate, [&] { update(); });
   }
   std::array<float, 2> results{};
   backend_.download(results_, std::as_writable_bytes(std::span(results)));
-  result.loss_sum = results[0];
+  result.loss_sum = sum_of(ranks_.gather(results[0]));
   result.gradient_norm = std::sqrt(double{results[1]});
   return result;
 }

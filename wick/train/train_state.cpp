@@ -2,6 +2,7 @@
 #include "wick/train/train_state.h"
 
 #include <nlohmann/json.hpp>
+#include <vector>
 
 #include "wick/base/error.h"
 #include "wick/io/safetensors.h"
@@ -49,20 +50,27 @@ TrainState from_json(const std::string& text, const std::string& file) {
   return state;
 }
 
-void check_identity(const std::map<std::string, std::string>& saved,
-                    const std::map<std::string, std::string>& wanted, const std::string& file) {
+// What differs, as `pattern` says it of name, saved and wanted value; empty if nothing does.
+std::string differences_of(const std::map<std::string, std::string>& saved,
+                           const std::map<std::string, std::string>& wanted,
+                           fmt::format_string<std::string, std::string, std::string> pattern) {
   std::string differences;
   for (const auto& [name, value] : wanted) {
     const auto found = saved.find(name);
     const std::string was = found == saved.end() ? "absent" : found->second;
     if (was != value) {
-      differences +=
-          fmt::format("{}{} was {}, now is {}", differences.empty() ? "" : "; ", name, was, value);
+      differences += differences.empty() ? "" : "; ";
+      differences += fmt::format(pattern, std::string(name), std::string(was), std::string(value));
     }
   }
-  check(differences.empty(),
-        "{}: is of another run: {}; give the same options, or start anew with --overwrite", file,
-        differences);
+  return differences;
+}
+
+void broadcast(Communicator& ranks, Backend& backend, const Tensor& tensor) {
+  std::vector<std::byte> host(tensor.bytes());
+  backend.download(tensor, host);
+  ranks.broadcast(host);
+  backend.upload(host, tensor);
 }
 
 void fill(Backend& backend, const SafetensorsFile& file, const char* name, const Tensor& tensor) {
@@ -91,11 +99,31 @@ TrainState load_train_state(Backend& backend, const std::filesystem::path& path,
   check(found != file.metadata().end(), "{}: is no training state: it has no {}", path.string(),
         kMetadataKey);
   TrainState state = from_json(found->second, path.string());
-  check_identity(state.identity, identity, path.string());
+  const std::string differences = differences_of(state.identity, identity, "{} was {}, now is {}");
+  check(differences.empty(),
+        "{}: is of another run: {}; give the same options, or start anew with --overwrite",
+        path.string(), differences);
   fill(backend, file, "values", tensors.values);
   fill(backend, file, "first_moment", tensors.first_moment);
   fill(backend, file, "second_moment", tensors.second_moment);
   return state;
+}
+
+void check_same_run(Communicator& ranks, const std::map<std::string, std::string>& identity) {
+  const Json first = Json::parse(broadcast_text(ranks, Json(identity).dump()));
+  const std::string differences = differences_of(first, identity, "{0} is {2}, not {1}");
+  check(differences.empty(), "this process trains something else than rank 0: {}", differences);
+}
+
+void share_train_state(Communicator& ranks, Backend& backend, TrainState& state,
+                       const StateTensors& tensors) {
+  if (ranks.place().size == 1) {
+    return;
+  }
+  state = from_json(broadcast_text(ranks, to_json(state).dump()), "rank 0");
+  for (const Tensor& tensor : {tensors.values, tensors.first_moment, tensors.second_moment}) {
+    broadcast(ranks, backend, tensor);
+  }
 }
 
 }  // namespace wick

@@ -6,7 +6,7 @@
 #include <map>
 #include <string>
 
-#include "wick/core/backend.h"
+#include "wick/core/communicator.h"
 #include "wick/data/batcher.h"
 
 namespace wick {
@@ -38,5 +38,11 @@ void save_train_state(Backend& backend, const std::filesystem::path& file, const
 TrainState load_train_state(Backend& backend, const std::filesystem::path& file,
                             const std::map<std::string, std::string>& identity,
                             const StateTensors& tensors);
+
+// Throws Error, with the differences, where this process trains something else than rank 0.
+void check_same_run(Communicator& ranks, const std::map<std::string, std::string>& identity);
+// Gives every process the state and tensors of rank 0.
+void share_train_state(Communicator& ranks, Backend& backend, TrainState& state,
+                       const StateTensors& tensors);
 
 }  // namespace wick

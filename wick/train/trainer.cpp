@@ -53,11 +53,17 @@ void check_context(const Decoder& decoder, const Dataset& data) {
 
 class Trainer {
  public:
-  Trainer(Bundle& bundle, const TrainData& data, const TrainOptions& options, Reporter& reporter);
+  Trainer(Bundle& bundle, const TrainData& data, const TrainOptions& options, Reporter& reporter,
+          Communicator& ranks);
   TrainResult run();
 
  private:
-  void resume();
+  bool leads() const { return ranks_.place().rank == 0; }
+  StateTensors state_tensors() const;
+  void open_folder();
+  TrainResult run_steps();
+  bool should_stop();
+  std::string what_is_kept() const;
   int64_t all_parameters() const;
   void announce();
   Work run_step();
@@ -72,12 +78,13 @@ class Trainer {
   const TrainData& data_;
   const TrainOptions& options_;
   Reporter& reporter_;
+  Communicator& ranks_;
   std::unique_ptr<TrainedWeights> weights_;
   AdamW optimizer_;
   TrainStep step_;
   Batcher batcher_;
   Schedule schedule_;
-  RunFolder folder_;  // last: options that cannot work leave no folder behind
+  std::optional<RunFolder> folder_;  // of rank 0
 
   TrainState state_;
   int64_t saved_step_ = -1;
@@ -103,32 +110,40 @@ AdamWOptions adam_of(const TrainOptions& options) {
 }
 
 Trainer::Trainer(Bundle& bundle, const TrainData& data, const TrainOptions& options,
-                 Reporter& reporter)
+                 Reporter& reporter, Communicator& ranks)
     : decoder_(*bundle.decoder),
       backend_(decoder_.backend()),
       data_(data),
       options_(options),
       reporter_(reporter),
+      ranks_(ranks),
       weights_(weights_to_train(bundle, options)),
       optimizer_(backend_, weights_->values(), weights_->gradients(),
                  weights_->groups(static_cast<float>(options.weight_decay)), adam_of(options)),
-      step_(decoder_, optimizer_, options.seed),
+      step_(decoder_, optimizer_, options.seed, ranks),
       batcher_(data.train.samples, batch_options_of(options)),
-      schedule_(plan_schedule(options, batcher_)),
-      folder_(options.output, options.start) {
+      schedule_(plan_schedule(options, batcher_)) {
   state_.identity = identity_of(options, data.train, weights_->values().elements());
-  if (folder_.resumes()) {
-    resume();
+  check_same_run(ranks_, state_.identity);
+  ranks_.gather(0);  // options that cannot work, even if in one process, leave no folder behind
+  if (leads()) {
+    open_folder();
   }
-  metrics_file_.emplace(folder_.metrics_file(), state_.step);
+  share_train_state(ranks_, backend_, state_, state_tensors());
+  batcher_.seek(state_.cursor);
+  saved_step_ = state_.step > 0 ? state_.step : -1;
 }
 
-void Trainer::resume() {
-  state_ = load_train_state(
-      backend_, folder_.state_file(), state_.identity,
-      {optimizer_.values(), optimizer_.first_moment(), optimizer_.second_moment()});
-  batcher_.seek(state_.cursor);
-  saved_step_ = state_.step;
+void Trainer::open_folder() {
+  folder_.emplace(options_.output, options_.start);
+  if (folder_->resumes()) {
+    state_ = load_train_state(backend_, folder_->state_file(), state_.identity, state_tensors());
+  }
+  metrics_file_.emplace(folder_->metrics_file(), state_.step);
+}
+
+StateTensors Trainer::state_tensors() const {
+  return {optimizer_.values(), optimizer_.first_moment(), optimizer_.second_moment()};
 }
 
 int64_t Trainer::all_parameters() const {
@@ -149,6 +164,7 @@ void Trainer::announce() {
   plan.epochs =
       static_cast<double>(schedule_.total_steps) / static_cast<double>(batcher_.steps_in_epoch(0));
   plan.samples = static_cast<int64_t>(data_.train.samples.size());
+  plan.processes = ranks_.place().size;
   plan.warmup_steps = schedule_.warmup_steps;
   plan.learning_rate = options_.learning_rate;
   plan.schedule = name_of(schedule_.decay);
@@ -159,13 +175,16 @@ void Trainer::check_finite(double value, const char* what) const {
   if (std::isfinite(value)) {
     return;
   }
-  const std::string kept = saved_step_ < 0 ? "nothing had been saved yet"
-                                           : fmt::format("what step {} saved in {} is kept",
-                                                         saved_step_, folder_.path().string());
   fail(
       "step {}: the {} is {}; training stops, {}. A lower --learning-rate or a longer warm-up may "
       "help",
-      state_.step + 1, what, std::isnan(value) ? "not a number" : "infinite", kept);
+      state_.step + 1, what, std::isnan(value) ? "not a number" : "infinite", what_is_kept());
+}
+
+std::string Trainer::what_is_kept() const {
+  return saved_step_ < 0 ? "nothing had been saved yet"
+                         : fmt::format("what step {} saved in {} is kept", saved_step_,
+                                       options_.output.string());
 }
 
 Work Trainer::run_step() {
@@ -212,9 +231,11 @@ Metrics Trainer::metrics_of(const Work& work, double loss) const {
 
 double Trainer::report() {
   const double loss = mean_loss(state_.window_loss_sum, state_.window_target_tokens);
-  const Metrics metrics = metrics_of(since_report_, loss);
-  metrics_file_->append(metrics);
-  reporter_.on_report(metrics);
+  if (leads()) {
+    const Metrics metrics = metrics_of(since_report_, loss);
+    metrics_file_->append(metrics);
+    reporter_.on_report(metrics);
+  }
   since_report_ = {};
   state_.window_loss_sum = 0;
   state_.window_target_tokens = 0;
@@ -222,7 +243,7 @@ double Trainer::report() {
 }
 
 Validation Trainer::validate(const char* set, const Dataset& data) {
-  const Evaluation evaluation = evaluate(decoder_, data.samples);
+  const Evaluation evaluation = evaluate(decoder_, data.samples, ranks_);
   Validation validation;
   validation.set = set;
   validation.step = state_.step;
@@ -230,30 +251,52 @@ Validation Trainer::validate(const char* set, const Dataset& data) {
   validation.perplexity = evaluation.perplexity;
   validation.target_tokens = evaluation.target_tokens;
   validation.seconds = evaluation.seconds;
-  metrics_file_->append(validation);
-  reporter_.on_validation(validation);
+  if (leads()) {
+    metrics_file_->append(validation);
+    reporter_.on_validation(validation);
+  }
   return validation;
 }
 
 void Trainer::save() {
-  weights_->save(folder_.path());
-  save_train_state(backend_, folder_.state_file(), state_,
-                   {optimizer_.values(), optimizer_.first_moment(), optimizer_.second_moment()});
-  metrics_file_->write_chart(folder_.chart_file());
+  if (leads()) {
+    weights_->save(folder_->path());
+    save_train_state(backend_, folder_->state_file(), state_, state_tensors());
+    metrics_file_->write_chart(folder_->chart_file());
+    reporter_.on_saved(state_.step, folder_->path());
+  }
+  ranks_.gather(0);  // it has been written
   saved_step_ = state_.step;
-  reporter_.on_saved(state_.step, folder_.path());
+}
+
+bool Trainer::should_stop() {
+  return sum_of(ranks_.gather(reporter_.should_stop() ? 1 : 0)) > 0;
 }
 
 TrainResult Trainer::run() {
+  try {
+    return run_steps();
+  } catch (const RankLost& lost) {
+    throw RankLost(fmt::format("step {}: {}; training stops, {}", state_.step + 1, lost.what(),
+                               what_is_kept()));
+  }
+}
+
+TrainResult Trainer::run_steps() {
   const auto due = [&](int64_t every) { return every > 0 && state_.step % every == 0; };
   backend_.reset_peak_memory();
-  announce();
+  if (leads()) {
+    announce();
+  }
   TrainResult result;
   while (state_.step < schedule_.total_steps && !result.interrupted) {
     const Work work = run_step();
     since_report_.add(work);
     whole_.add(work);
-    reporter_.on_step(metrics_of(work, mean_loss(work.totals.loss_sum, work.totals.target_tokens)));
+    if (leads()) {
+      reporter_.on_step(
+          metrics_of(work, mean_loss(work.totals.loss_sum, work.totals.target_tokens)));
+    }
     const bool last = state_.step == schedule_.total_steps;
     if (last || due(options_.report_every)) {
       result.loss = report();
@@ -261,7 +304,7 @@ TrainResult Trainer::run() {
     if (!last && data_.valid && due(options_.validate_every)) {
       result.valid = validate("valid", *data_.valid);
     }
-    result.interrupted = !last && reporter_.should_stop();
+    result.interrupted = !last && should_stop();
     if (!last && !result.interrupted && due(options_.save_every)) {
       save();
     }
@@ -284,10 +327,7 @@ TrainResult Trainer::run() {
   return result;
 }
 
-}  // namespace
-
-TrainResult train(Bundle& bundle, const TrainData& data, const TrainOptions& options,
-                  Reporter& reporter) {
+void check_all(const Bundle& bundle, const TrainData& data, const TrainOptions& options) {
   check_options(options);
   std::error_code ignored;
   check(!std::filesystem::equivalent(options.output, bundle.folder, ignored),
@@ -298,7 +338,22 @@ TrainResult train(Bundle& bundle, const TrainData& data, const TrainOptions& opt
       check_context(*bundle.decoder, *set);
     }
   }
-  return Trainer(bundle, data, options, reporter).run();
+}
+
+}  // namespace
+
+TrainResult train(Bundle& bundle, const TrainData& data, const TrainOptions& options,
+                  Reporter& reporter) {
+  Alone alone;
+  return train(bundle, data, options, reporter, alone);
+}
+
+TrainResult train(Bundle& bundle, const TrainData& data, const TrainOptions& options,
+                  Reporter& reporter, Communicator& ranks) {
+  return together(ranks, [&] {
+    check_all(bundle, data, options);
+    return Trainer(bundle, data, options, reporter, ranks).run();
+  });
 }
 
 }  // namespace wick

@@ -3,11 +3,16 @@
 // The loss of a step is the mean over the target tokens of all its micro-batches. The same options,
 // data and back end give the same bytes whatever the number of threads, and a resumed run gives the
 // same bytes as one that was never stopped. Files appear as run_folder.h says.
+//
+// Several processes with the same options and data share each step and get the losses of one, but
+// for rounding; the same number of processes gives the same bytes. Rank 0 writes all files and
+// reports; the state that it saves is that of any number of processes.
 #pragma once
 
 #include <filesystem>
 #include <optional>
 
+#include "wick/core/communicator.h"
 #include "wick/data/batcher.h"
 #include "wick/data/dataset.h"
 #include "wick/lora/adapter_config.h"
@@ -72,5 +77,9 @@ struct TrainResult {
 // left with the trained weights or adapter in place.
 TrainResult train(Bundle& bundle, const TrainData& data, const TrainOptions& options,
                   Reporter& reporter);
+// As one of several processes; all stop when one of their reporters asks to. An error of one is one
+// of all; RankLost says at which step, and what is kept.
+TrainResult train(Bundle& bundle, const TrainData& data, const TrainOptions& options,
+                  Reporter& reporter, Communicator& ranks);
 
 }  // namespace wick

@@ -25,6 +25,8 @@ class CudaBackend final : public Backend {
 
   std::string_view name() const override { return "cuda"; }
 
+  cudaStream_t stream() const { return context_.stream; }  // where all its work goes
+
   DType activation_type(DType weights) const override;
   std::unique_ptr<Recorder> make_recorder() override;
 

@@ -72,6 +72,13 @@ std::string reason_for_no_device() {
   return cudaGetErrorString(status == cudaSuccess ? cudaErrorNoDevice : status);
 }
 
+void choose_device(int local_rank) {
+  const int count = device_count();
+  if (count > 1) {
+    check_cuda(cudaSetDevice(local_rank % count), "choosing a device");
+  }
+}
+
 std::vector<std::string> describe_devices() {
   std::vector<std::string> lines;
   int driver = 0;

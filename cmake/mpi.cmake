@@ -1,0 +1,13 @@
+# The sources and library of training with several processes. Of MPI only the C functions are used.
+set(MPI_CXX_SKIP_MPICXX ON)
+if(WICK_MPI STREQUAL "AUTO")
+  find_package(MPI QUIET COMPONENTS CXX)
+else()
+  find_package(MPI REQUIRED COMPONENTS CXX)
+endif()
+if(MPI_CXX_FOUND)
+  file(GLOB wick_mpi_sources CONFIGURE_DEPENDS wick/backend/mpi/*.cpp)
+  list(APPEND wick_sources ${wick_mpi_sources})
+  list(APPEND wick_registry_flags WICK_MPI)
+  set(wick_mpi_libraries MPI::MPI_CXX)
+endif()
