@@ -11,6 +11,7 @@
 #include "wick/base/log.h"
 #include "wick/data/batcher.h"
 #include "wick/data/dataset.h"
+#include "wick/data/share.h"
 
 namespace wick {
 namespace {
@@ -290,6 +291,68 @@ TEST(Batcher, PacksInOrderWithinTheBudget) {
     rows.push_back(batch.rows);
   }
   EXPECT_EQ(rows, (std::vector<int64_t>{6, 4, 6, 5, 4, 5}));
+}
+
+// Sequences of these lengths, each token learnt and unlike any other.
+MicroBatch batch_of(const std::vector<int>& lengths, int32_t first_id) {
+  MicroBatch batch;
+  for (const int length : lengths) {
+    Sample sample;
+    for (int i = 0; i <= length; ++i) {
+      sample.ids.push_back(first_id++);
+      sample.is_target.push_back(1);
+    }
+    batch.add(sample);
+  }
+  return batch;
+}
+
+// Each input token with the one to predict from it.
+std::multiset<std::pair<int32_t, int32_t>> lessons_of(const MicroBatch& batch) {
+  std::vector<int32_t> row_ids;
+  for (const std::vector<int32_t>& input : batch.inputs) {
+    row_ids.insert(row_ids.end(), input.begin(), input.end());
+  }
+  EXPECT_EQ(static_cast<int64_t>(row_ids.size()), batch.rows);
+  std::multiset<std::pair<int32_t, int32_t>> lessons;
+  for (size_t i = 0; i < batch.targets.size(); ++i) {
+    lessons.emplace(row_ids.at(batch.target_rows[i]), batch.targets[i]);
+  }
+  return lessons;
+}
+
+TEST(ShareOfStep, TheSharesTogetherAreTheStep) {
+  const std::vector<MicroBatch> step = {batch_of({3, 1, 4, 1, 5}, 0), batch_of({9}, 100),
+                                        batch_of({2, 6, 5}, 200)};
+  std::multiset<std::pair<int32_t, int32_t>> all;
+  for (const MicroBatch& batch : step) {
+    all.merge(lessons_of(batch));
+  }
+  for (int size = 1; size <= 7; ++size) {
+    std::multiset<std::pair<int32_t, int32_t>> shared;
+    std::set<std::pair<int64_t, int>> numbers;
+    for (int rank = 0; rank < size; ++rank) {
+      for (const StepPart& part : share_of_step(step, rank, size)) {
+        shared.merge(lessons_of(part.batch));
+        EXPECT_GT(part.batch.rows, 0);
+        EXPECT_TRUE(numbers.emplace(part.micro_batch, part.part).second);
+      }
+    }
+    EXPECT_EQ(shared, all) << size;
+  }
+}
+
+TEST(ShareOfStep, WholeMicroBatchesAreDealtAndTheRestIsCutEvenly) {
+  const std::vector<MicroBatch> step = {batch_of({4, 4}, 0), batch_of({4, 4}, 20),
+                                        batch_of({2, 2, 2, 6}, 40)};
+  for (int rank = 0; rank < 2; ++rank) {
+    const std::vector<StepPart> share = share_of_step(step, rank, 2);
+    ASSERT_EQ(share.size(), 2U);
+    EXPECT_EQ(share[0].batch.inputs, step[static_cast<size_t>(rank)].inputs);
+    EXPECT_EQ(share[0].part, 0);
+    EXPECT_EQ(share[1].micro_batch, 2);
+    EXPECT_EQ(share[1].batch.rows, 6);
+  }
 }
 
 }  // namespace

@@ -1,8 +1,5 @@
 // wick train as a process: killed, interrupted, refused, and evaluated afterwards.
-#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <cmath>
@@ -11,6 +8,7 @@
 #include <sstream>
 #include <thread>
 
+#include "tests/support/child.h"
 #include "tests/support/test_data.h"
 #include "tests/support/tiny_model.h"
 #include "wick/base/file.h"
@@ -22,39 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The program, running; its streams go to files.
-class Child {
- public:
-  Child(const std::vector<std::string>& arguments, const fs::path& streams)
-      : out_(streams / "stdout"), err_(streams / "stderr") {
-    std::vector<char*> argv = {const_cast<char*>(WICK_PROGRAM)};
-    for (const std::string& argument : arguments) {
-      argv.push_back(const_cast<char*>(argument.c_str()));
-    }
-    argv.push_back(nullptr);
-    pid_ = ::fork();
-    if (pid_ == 0) {
-      ::dup2(::open(out_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644), STDOUT_FILENO);
-      ::dup2(::open(err_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644), STDERR_FILENO);
-      ::execv(WICK_PROGRAM, argv.data());
-      ::_exit(127);
-    }
-  }
-  void send(int signal) const { ::kill(pid_, signal); }
-  // The exit status; 1000 + the signal that ended it.
-  int wait() const {
-    int status = 0;
-    ::waitpid(pid_, &status, 0);
-    return WIFSIGNALED(status) ? 1000 + WTERMSIG(status) : WEXITSTATUS(status);
-  }
-  std::string out() const { return read_text(out_); }
-  std::string err() const { return read_text(err_); }
-
- private:
-  fs::path out_;
-  fs::path err_;
-  pid_t pid_ = -1;
-};
+using test::Child;
 
 class TrainProgram : public testing::Test {
  protected:
@@ -71,21 +37,14 @@ class TrainProgram : public testing::Test {
   fs::path path(const std::string& name) const { return folder_.path() / name; }
   std::vector<std::string> arguments(const std::string& output,
                                      std::vector<std::string> more) const {
-    std::vector<std::string> all = {"train",
-                                    "--model",
-                                    path("model"),
-                                    "--data",
-                                    path("data.jsonl"),
-                                    "--output",
-                                    path(output),
-                                    "--batch-size",
-                                    "4",
-                                    "--dropout",
-                                    "0.1",
-                                    "--report-every",
-                                    "1",
-                                    "--threads",
-                                    "1"};
+    std::vector<std::string> all = {WICK_PROGRAM,     "train",
+                                    "--model",        path("model"),
+                                    "--data",         path("data.jsonl"),
+                                    "--output",       path(output),
+                                    "--batch-size",   "4",
+                                    "--dropout",      "0.1",
+                                    "--report-every", "1",
+                                    "--threads",      "1"};
     all.insert(all.end(), more.begin(), more.end());
     return all;
   }
@@ -217,9 +176,9 @@ TEST_F(TrainProgram, BadRequestsAreNamed) {
 
 TEST_F(TrainProgram, EvaluateComparesModelAndAdapter) {
   ASSERT_EQ(start("out", {"--steps", "20", "--lr", "1e-2"}).wait(), 0);
-  const std::vector<std::string> common = {"evaluate",  "--model",          path("model"),
-                                           "--data",    path("data.jsonl"), "--adapter",
-                                           path("out"), "--compare",        "--exact-match"};
+  const std::vector<std::string> common = {
+      WICK_PROGRAM,       "evaluate",  "--model",   path("model"), "--data",
+      path("data.jsonl"), "--adapter", path("out"), "--compare",   "--exact-match"};
   std::vector<std::string> as_json = common;
   as_json.emplace_back("--json");
   const Child json_child(as_json, folder_.path());

@@ -263,9 +263,10 @@ void Trainer::save() {
     weights_->save(folder_->path());
     save_train_state(backend_, folder_->state_file(), state_, state_tensors());
     metrics_file_->write_chart(folder_->chart_file());
+    saved_step_ = state_.step;
     reporter_.on_saved(state_.step, folder_->path());
   }
-  ranks_.gather(0);  // it has been written
+  ranks_.gather(0);  // rank 0 has written it
   saved_step_ = state_.step;
 }
 

@@ -49,8 +49,7 @@ MpiCommunicator::MpiCommunicator() {
 }
 
 MpiCommunicator::~MpiCommunicator() {
-  // The end of MPI waits for all processes: one that fails would wait for ever.
-  if (!over_ && std::uncaught_exceptions() == 0) {
+  if (all_know_ || (!over_ && std::uncaught_exceptions() == 0)) {
     MPI_Comm_free(&ranks_);
     MPI_Finalize();
   }
@@ -199,6 +198,7 @@ std::string MpiCommunicator::end_by_failure(int rank, const std::string* failure
       "exchange");
   wait_for(request, Wait::patient);
   over_ = true;
+  all_know_ = true;
   speaks_ = place_.rank == 0;
   return rank == 0 ? text.data() : fmt::format("rank {}: {}", rank, text.data());
 }

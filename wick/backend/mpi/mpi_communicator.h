@@ -19,7 +19,8 @@ class MpiCommunicator final : public Communicator {
  public:
   // Initialises MPI, which can be done once in a process. Waits for all.
   MpiCommunicator();
-  // Waits for all to get here, unless an exception is on its way or the exchanges are over.
+  // Waits for all to get here, unless some may not: after a lost process, and where this one fails
+  // without having told it.
   ~MpiCommunicator() override;
   MpiCommunicator(const MpiCommunicator&) = delete;
   MpiCommunicator& operator=(const MpiCommunicator&) = delete;
@@ -60,6 +61,7 @@ class MpiCommunicator final : public Communicator {
   Place place_;
   std::vector<Peer> peers_;  // of this machine
   bool over_ = false;
+  bool all_know_ = false;  // that one has failed
   bool speaks_ = true;
   std::vector<float> host_;    // a part of what is summed
   std::vector<float> slices_;  // of each process, the slice that this one adds
