@@ -139,7 +139,7 @@ void add_bench(CLI::App& app) {
   CLI::App* verb = app.add_subcommand("bench", "Time kernels and whole models on this machine");
   verb->footer(
       "Examples:\n"
-      "  wick bench machine\n"
+      "  wick bench machine --device cuda\n"
       "  wick bench training\n"
       "  wick bench inference --filter lora_delta --json times.json\n"
       "  wick bench training --shape qwen2.5-0.5b --filter dtype=bf16 --profile\n"

@@ -161,7 +161,8 @@ void layer_norm_backward(const Context& context, const LayerNormResults& forward
 
 void softmax(const Context& context, const Tensor& x, const Tensor& y) {
   const int64_t C = x.columns();
-  for_ranges(context, x.rows(), rows_of(task_elements(x.elements()), C),
+  constexpr int64_t kWork = 4;  // an exponential costs as much as several additions
+  for_ranges(context, x.rows(), rows_of(task_elements(kWork * x.elements()) / kWork, C),
              [&](int64_t begin, int64_t end) {
                HWY_DYNAMIC_DISPATCH(SoftmaxRows)
                (x.data<float>() + begin * C, end - begin, C, y.data<float>() + begin * C);

@@ -156,7 +156,28 @@ void LayerNormWeightGradient(const float* x, const float* mean_rstd, const float
 
 // ---- softmax
 
-// Row after row in the first cache: largest, powers, sum, quotients. A NaN makes its row NaN.
+// y = e^(x - shift); returns the sum.
+HWY_INLINE float exp_of_row(const float* x, float shift, int64_t C, float* y) {
+  const DF d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const VF shifts = hn::Set(d, shift);
+  VF sum = hn::Zero(d);
+  int64_t i = 0;
+  for (; i + lanes <= C; i += lanes) {
+    const VF power = exp_bounded(d, hn::Sub(hn::LoadU(d, x + i), shifts));
+    hn::StoreU(power, d, y + i);
+    sum = hn::Add(sum, power);
+  }
+  if (i < C) {
+    const size_t rest = C - i;
+    const VF power = exp_bounded(d, hn::Sub(load_part(d, x + i, rest), shifts));
+    store_part(d, power, y + i, rest);
+    sum = hn::Add(sum, hn::IfThenElseZero(hn::FirstN(d, rest), power));
+  }
+  return sum_of(d, sum);
+}
+
+// Row after row in the first cache: largest, powers and their sum, quotients. NaN makes a row NaN.
 void SoftmaxRows(const float* x, int64_t T, int64_t C, float* y) {
   const DF d;
   for (int64_t t = 0; t < T; ++t, x += C, y += C) {
@@ -164,12 +185,7 @@ void SoftmaxRows(const float* x, int64_t T, int64_t C, float* y) {
     const VF largest = fold(
         C, least, [&](const auto& get, VF so_far) HWY_ATTR { return hn::Max(get(x), so_far); },
         [](VF a, VF b) HWY_ATTR { return hn::Max(a, b); });
-    const VF shift = hn::Set(d, max_of(d, largest));
-    for_vectors(C, [&](int64_t, const auto& get, const auto& put)
-                       HWY_ATTR { put(exp(d, hn::Sub(get(x), shift)), y); });
-    const float sum =
-        sum_over(C, [&](const auto& get, VF so_far) HWY_ATTR { return hn::Add(so_far, get(y)); });
-    const VF scale = hn::Set(d, 1.0F / sum);
+    const VF scale = hn::Set(d, 1.0F / exp_of_row(x, max_of(d, largest), C, y));
     for_vectors(C, [&](int64_t, const auto& get, const auto& put)
                        HWY_ATTR { put(hn::Mul(get(y), scale), y); });
   }

@@ -117,14 +117,14 @@ HWY_INLINE float max_of(DF d, VF v) {
   return hn::GetLane(hn::MaxOfLanes(d, v));
 }
 
-// e^x to 2 ulp (Cephes, expf). Below -87.3 it is 0, above 88.3 infinity; NaN stays NaN.
-HWY_INLINE VF exp(DF d, VF x) {
+// e^x to 2 ulp (Cephes, expf) for x <= 89. Below -87.3 it is 0; NaN stays NaN.
+HWY_INLINE VF exp_bounded(DF d, VF x) {
   const hn::RebindToSigned<DF> integer;
-  const VF most = hn::Set(d, 89.0F);
-  const VF bounded = hn::IfThenElse(hn::Gt(x, most), most, x);  // Min may lose NaN
-  const auto n = hn::NearestInt(hn::Mul(bounded, hn::Set(d, 1.44269504088896341F)));
-  const VF whole = hn::ConvertTo(d, n);
-  VF r = hn::NegMulAdd(whole, hn::Set(d, 0.693359375F), bounded);
+  // Added to 1.5 * 2^23, a number is rounded to an integer, which is then in the lowest bits.
+  const VF magic = hn::Set(d, 12582912.0F);
+  const VF shifted = hn::MulAdd(x, hn::Set(d, 1.44269504088896341F), magic);
+  const VF whole = hn::Sub(shifted, magic);
+  VF r = hn::NegMulAdd(whole, hn::Set(d, 0.693359375F), x);
   r = hn::NegMulAdd(whole, hn::Set(d, -2.12194440e-4F), r);
   VF p = hn::Set(d, 1.9875691500e-4F);
   p = hn::MulAdd(p, r, hn::Set(d, 1.3981999507e-3F));
@@ -133,9 +133,15 @@ HWY_INLINE VF exp(DF d, VF x) {
   p = hn::MulAdd(p, r, hn::Set(d, 1.6666665459e-1F));
   p = hn::MulAdd(p, r, hn::Set(d, 5.0000001201e-1F));
   p = hn::Add(hn::MulAdd(p, hn::Mul(r, r), r), hn::Set(d, 1.0F));
-  const auto power = hn::ShiftLeft<23>(hn::Add(n, hn::Set(integer, 127)));
-  const VF y = hn::Mul(p, hn::BitCast(d, power));
+  const auto bits = hn::Add(hn::BitCast(integer, shifted), hn::Set(integer, 127));
+  const VF y = hn::Mul(p, hn::BitCast(d, hn::ShiftLeft<23>(bits)));
   return hn::IfThenElse(hn::Lt(x, hn::Set(d, -87.3F)), hn::Zero(d), y);
+}
+
+// The same for all x: above 88.3 it is infinity.
+HWY_INLINE VF exp(DF d, VF x) {
+  const VF most = hn::Set(d, 89.0F);
+  return exp_bounded(d, hn::IfThenElse(hn::Gt(x, most), most, x));  // Min may lose NaN
 }
 
 HWY_INLINE VF sigmoid(DF d, VF x) {
