@@ -21,7 +21,8 @@ namespace {
 
 thread_local bool inside_task = false;
 
-// True as soon as `ready` holds within the time a futex sleep and wake would cost anyway.
+// True as soon as `ready` holds within the time a futex sleep and wake would cost anyway. Where the
+// system has put two threads of the pool on one core, yielding lets the one run that has work.
 template <class Ready>
 bool spin_for(Ready ready) {
   using Clock = std::chrono::steady_clock;
@@ -37,6 +38,7 @@ bool spin_for(Ready ready) {
       asm volatile("yield");
 #endif
     }
+    std::this_thread::yield();
   } while (Clock::now() < until);
   return false;
 }
