@@ -26,10 +26,19 @@ __device__ __forceinline__ void load_factor(const TileShrink& args, int c0,
     const int c = c0 + 32 * strip + 8 * (lane % 4);
 #pragma unroll
     for (int tile = 0; tile < TILES; ++tile) {
+      const int r = 8 * tile + lane / 4;
       float values[8];
+      if (args.factor.rank_first && args.factor.vector) {
+        const bool wanted = c < args.channels && r < args.ranks;
+        const float4 first = factor_quad(args.factor, r, c, wanted);
+        const float4 second = factor_quad(args.factor, r, c + 4, wanted);
+        values[0] = first.x, values[1] = first.y, values[2] = first.z, values[3] = first.w;
+        values[4] = second.x, values[5] = second.y, values[6] = second.z, values[7] = second.w;
+      } else {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        values[i] = factor_at(args.factor, c + i, args.channels, 8 * tile + lane / 4, args.ranks);
+        for (int i = 0; i < 8; ++i) {
+          values[i] = factor_at(args.factor, c + i, args.channels, r, args.ranks);
+        }
       }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -108,13 +117,19 @@ __device__ __forceinline__ void add_warps(const float* sums, int64_t t0, int64_t
 
 template <int TILES, bool COLLECT>
 __global__ void __launch_bounds__(kTileThreads, TILES <= 4 ? 2 : 1)
-    shrink(const __grid_constant__ TileShrink args) {
+    shrink(const __grid_constant__ TileGroup<TileShrink> group) {
+  const TileShrink& args = group.of[blockIdx.z];
   constexpr int kWide = kStrips<TILES>;
   constexpr int kWarpSums = kTileRows * kSumStride<TILES>;
   extern __shared__ float4 shared[];
   float* sums = reinterpret_cast<float*>(shared);
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int c0 = static_cast<int>(blockIdx.x) * kBlockColumns<TILES> + warp * 32 * kWide;
+  const int block0 = static_cast<int>(blockIdx.x) * kBlockColumns<TILES>;
+  let_next_start();
+  if (block0 >= args.channels) {
+    return;
+  }
+  const int c0 = block0 + warp * 32 * kWide;
   const int c = c0 + 8 * static_cast<int>(threadIdx.x & 3);
   const int64_t begin = blockIdx.y * args.run_rows;
   const int64_t end = min(args.rows, begin + args.run_rows);
@@ -125,16 +140,16 @@ __global__ void __launch_bounds__(kTileThreads, TILES <= 4 ? 2 : 1)
   for (int strip = 0; strip < kWide; ++strip) {
     load_tile(args.wide, begin, end, c + 32 * strip, args.channels, wide[strip]);
   }
+  uint32_t low[TILES];
+  uint32_t high[TILES];
+  if constexpr (COLLECT) {
+    load_narrow(args, begin, end, low, high);
+  }
   ShrinkFactor<TILES> factor;
   load_factor(args, c0, factor);
   float collected[kWide][2][TILES][4] = {};
   int buffer = 0;  // of two: rows are added up while the next warps write
   for (int64_t t0 = begin; t0 < end; t0 += kTileRows) {
-    uint32_t low[TILES];
-    uint32_t high[TILES];
-    if constexpr (COLLECT) {
-      load_narrow(args, t0, end, low, high);
-    }
     WideTile next[kWide];
 #pragma unroll
     for (int strip = 0; strip < kWide; ++strip) {
@@ -147,6 +162,7 @@ __global__ void __launch_bounds__(kTileThreads, TILES <= 4 ? 2 : 1)
       for (int strip = 0; strip < kWide; ++strip) {
         collect_tile<TILES>(wide[strip], low, high, collected[strip]);
       }
+      load_narrow(args, t0 + kTileRows, end, low, high);
     }
     __syncthreads();
     add_warps<TILES>(own, t0, end, parts);
@@ -167,26 +183,29 @@ __global__ void __launch_bounds__(kTileThreads, TILES <= 4 ? 2 : 1)
 }
 
 template <int TILES, bool COLLECT>
-void launch(const Context& context, const TileShrink& args) {
+void launch(const Context& context, std::span<const TileShrink> terms) {
   constexpr size_t kShared = size_t{2} * kTileWarps * kTileRows * kSumStride<TILES> * sizeof(float);
+  const TileShrink& args = terms[0];
+  const int most = std::ranges::max(terms, {}, &TileShrink::channels).channels;
   const auto columns =
-      static_cast<unsigned>((args.channels + kBlockColumns<TILES> - 1) / kBlockColumns<TILES>);
+      static_cast<unsigned>((most + kBlockColumns<TILES> - 1) / kBlockColumns<TILES>);
   const auto runs = static_cast<unsigned>((args.rows + args.run_rows - 1) / args.run_rows);
+  const dim3 grid(columns, runs, static_cast<unsigned>(terms.size()));
   if constexpr (kShared > 48 * 1024) {
     check_cuda(cudaFuncSetAttribute(shrink<TILES, COLLECT>,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
                "lora shrink");
   }
-  shrink<TILES, COLLECT><<<dim3(columns, runs), kTileThreads, kShared, context.stream>>>(args);
+  shrink<TILES, COLLECT><<<grid, kTileThreads, kShared, context.stream>>>(group_of(terms));
   check_launch("lora_shrink");
 }
 
 template <int TILES>
-void launch_tiles(const Context& context, const TileShrink& args) {
-  if (args.partials != nullptr) {
-    launch<TILES, true>(context, args);
+void launch_tiles(const Context& context, std::span<const TileShrink> terms) {
+  if (terms[0].partials != nullptr) {
+    launch<TILES, true>(context, terms);
   } else {
-    launch<TILES, false>(context, args);
+    launch<TILES, false>(context, terms);
   }
 }
 
@@ -200,11 +219,10 @@ int tile_columns(int ranks) {
   return ranks <= 16 ? kBlockColumns<2> : kBlockColumns<4>;
 }
 
-int64_t tile_run_rows(const Context& context, int64_t rows, int channels, int ranks, bool collect) {
-  constexpr int64_t kLeastRows = 64;
-  const int64_t columns = (channels + tile_columns(ranks) - 1) / tile_columns(ranks);
+int64_t tile_run_rows(const Context& context, int64_t rows, int64_t columns, int ranks,
+                      bool collect) {
   const int64_t runs = std::max<int64_t>(1, 2 * context.multiprocessors / columns);
-  int64_t each = std::max(kLeastRows, (rows + runs - 1) / runs);
+  int64_t each = (rows + runs - 1) / runs;
   if (collect) {
     // With 8 R rows the sums are a quarter of the bytes of `wide`.
     each = std::max(each, std::min<int64_t>(8 * padded_ranks(ranks), rows / 16));
@@ -212,16 +230,16 @@ int64_t tile_run_rows(const Context& context, int64_t rows, int channels, int ra
   return (each + kTileRows - 1) / kTileRows * kTileRows;
 }
 
-void shrink_tiles(const Context& context, const TileShrink& args) {
-  switch (padded_ranks(args.ranks)) {
+void shrink_tiles(const Context& context, std::span<const TileShrink> terms) {
+  switch (padded_ranks(terms[0].ranks)) {
     case 8:
-      return launch_tiles<1>(context, args);
+      return launch_tiles<1>(context, terms);
     case 16:
-      return launch_tiles<2>(context, args);
+      return launch_tiles<2>(context, terms);
     case 32:
-      return launch_tiles<4>(context, args);
+      return launch_tiles<4>(context, terms);
     default:
-      return launch_tiles<8>(context, args);
+      return launch_tiles<8>(context, terms);
   }
 }
 

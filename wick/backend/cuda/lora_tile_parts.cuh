@@ -1,6 +1,7 @@
 // What the two tensor core kernels of LoRA do alike: loads into operands, and sums over rows.
 #pragma once
 
+#include "wick/backend/cuda/dependent.cuh"
 #include "wick/backend/cuda/elements.cuh"
 #include "wick/backend/cuda/lora_tiles.cuh"
 #include "wick/backend/cuda/tensor_core.cuh"
@@ -111,6 +112,17 @@ __device__ __forceinline__ float factor_at(const TileFactor& factor, int c, int 
   }
   return factor.rank_first ? factor.values[r * factor.stride + c]
                            : factor.values[c * factor.stride + r];
+}
+
+// Channels (or, of B, ranks) `at` to at + 3 of row `row` of a factor with `vector`; zeros where not
+// wanted.
+__device__ __forceinline__ float4 factor_quad(const TileFactor& factor, int row, int at,
+                                              bool wanted) {
+  float4 quad = {0.0F, 0.0F, 0.0F, 0.0F};
+  if (wanted) {
+    quad = *reinterpret_cast<const float4*>(factor.values + row * factor.stride + at);
+  }
+  return quad;
 }
 
 }  // namespace wick::cuda

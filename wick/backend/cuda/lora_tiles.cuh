@@ -11,7 +11,9 @@
 
 #include <cuda_bf16.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <span>
 
 #include "wick/backend/cuda/context.h"
 
@@ -24,6 +26,7 @@ struct TileFactor {
   const float* values = nullptr;
   int64_t stride = 0;       // of a row
   bool rank_first = false;  // rows are ranks (A) or channels (B)
+  bool vector = false;      // four neighbours of a row are aligned to 16 bytes, and all there
 };
 
 // parts[b,t,r] = sum of wide[t,c] factor[c,r] over the channels of column block b; and, where
@@ -62,14 +65,31 @@ struct TileExpand {
   int64_t run_rows = 0;
 };
 
+// Products that one launch does: of equal rows, ranks and run_rows, and which collect or not alike.
+constexpr int kTileTerms = 4;
+
+template <class Term>
+struct TileGroup {
+  Term of[kTileTerms];
+};
+
+template <class Term>
+TileGroup<Term> group_of(std::span<const Term> terms) {
+  TileGroup<Term> group;
+  std::copy(terms.begin(), terms.end(), group.of);
+  return group;
+}
+
 int padded_ranks(int ranks);  // 8, 16, 32 or 64
 int tile_columns(int ranks);  // channels of a block
-// Rows of a block: few enough to fill the device. A block that collects leaves a row of sums for
-// each channel, so it takes more rows where there are many.
-int64_t tile_run_rows(const Context& context, int64_t rows, int channels, int ranks, bool collect);
+// Rows of a block, where `columns` blocks share the rows: few enough to fill the device. A block
+// that collects leaves a row of sums for each channel, so it takes more rows where there are many.
+int64_t tile_run_rows(const Context& context, int64_t rows, int64_t columns, int ranks,
+                      bool collect);
 
-void shrink_tiles(const Context& context, const TileShrink& args);
-void expand_tiles(const Context& context, const TileExpand& args);
+void shrink_tiles(const Context& context, std::span<const TileShrink> terms);
+// Follows shrink_tiles where there are parts.
+void expand_tiles(const Context& context, std::span<const TileExpand> terms);
 // The first stage of expand_tiles alone: low from the parts.
 void add_parts(const Context& context, const TileExpand& args);
 
