@@ -41,10 +41,6 @@ void for_rank_ranges(int rank, const Function& function) {
   }
 }
 
-int64_t parts_of(int64_t channels, int ranks) {
-  return ceil_div(channels, tile_columns(ranks));
-}
-
 TileFactor factor_of_a(const AdapterView& adapter, int64_t in, const RankRange& ranks) {
   return {adapter.a + ranks.begin * in, in, true, in % 4 == 0 && aligned_to(adapter.a, 16)};
 }
@@ -58,8 +54,8 @@ TileFactor factor_of_b(const AdapterView& adapter, const RankRange& ranks) {
 // it works on: then they are added up once before.
 void expand_parts(const Context& context, std::span<TileExpand> terms) {
   const bool add = std::ranges::any_of(terms, [](const TileExpand& expand) {
-    const int64_t part_bytes = parts_of(expand.channels, expand.ranks) * expand.part_count *
-                               padded_ranks(expand.ranks) * int64_t{4};
+    const int64_t part_bytes = tile_columns(expand.channels, expand.ranks, expand.row_warps) *
+                               expand.part_count * padded_ranks(expand.ranks) * int64_t{4};
     return part_bytes > 2 * int64_t{expand.channels};
   });
   if (add) {
@@ -99,7 +95,7 @@ template <class Term>
 int64_t run_rows_of(const Context& context, std::span<const Term> terms, bool collect) {
   int64_t columns = 0;
   for (const Term& term : terms) {
-    columns += parts_of(term.channels, term.ranks);
+    columns += tile_columns(term.channels, term.ranks, 1);
   }
   return tile_run_rows(context, terms[0].rows, columns, terms[0].ranks, collect);
 }
@@ -112,7 +108,7 @@ struct LowRankTerm {
 
 void forward_of_ranks(const Context& context, const Tensor& x, std::span<const LowRankTerm> terms,
                       bool accumulate, const RankRange& ranks) {
-  const int64_t parts = parts_of(x.columns(), ranks.count);
+  const int64_t parts = tile_columns(x.columns(), ranks.count, 1);
   const int64_t part_size = parts * x.rows() * padded_ranks(ranks.count);
   const Scratch scratch(context, terms.size() * part_size * sizeof(float));
   std::vector<TileShrink> shrinks;
@@ -172,9 +168,11 @@ void backward_of_ranks(const Context& context, const Tensor& x, const Tensor& s,
   const int padded = padded_ranks(ranks.count);
   TileShrink shrink = shrink_of(dy, factor_of_b(adapter, ranks), ranks.count);
   TileExpand expand = expand_of(x, ds, factor_of_a(adapter, in, ranks), ranks);
+  shrink.row_warps = tile_row_warps(context, shrink.rows, shrink.channels, ranks.count);
+  expand.row_warps = tile_row_warps(context, expand.rows, expand.channels, ranks.count);
   shrink.run_rows = run_rows_of<TileShrink>(context, std::span(&shrink, 1), true);
   expand.run_rows = run_rows_of<TileExpand>(context, std::span(&expand, 1), true);
-  const int64_t parts = parts_of(out, ranks.count);
+  const int64_t parts = tile_columns(out, ranks.count, shrink.row_warps);
   const int64_t a_runs = ceil_div(expand.rows, expand.run_rows);
   const int64_t b_runs = ceil_div(shrink.rows, shrink.run_rows);
   const int64_t part_size = parts * shrink.rows * padded;

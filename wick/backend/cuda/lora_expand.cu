@@ -11,34 +11,6 @@ constexpr int kPanelRows = 256;  // whose ranks a block has in shared memory at 
 template <int TILES>
 constexpr int kLowStride = TILES <= 2 ? 8 * TILES : 8 * TILES + 16;
 
-// Operand B of the expand for the four matrices of channels of each strip.
-template <int TILES>
-struct ExpandFactor {
-  uint32_t of[kStrips<TILES>][4][TILES];
-};
-
-// Of B with `vector`: the four ranks of a pair of eights, 16 bytes.
-template <int TILES>
-__device__ __forceinline__ void load_quads_of_b(const TileExpand& args, int c0,
-                                                ExpandFactor<TILES>& factor) {
-  const int g = static_cast<int>(threadIdx.x & 31) / 4;
-  const int q = static_cast<int>(threadIdx.x & 3);
-#pragma unroll
-  for (int strip = 0; strip < kStrips<TILES>; ++strip) {
-#pragma unroll
-    for (int matrix = 0; matrix < 4; ++matrix) {
-      const int c = c0 + 32 * strip + 8 * (g / 2) + 2 * matrix + g % 2;
-#pragma unroll
-      for (int tile = 0; tile < TILES; tile += 2) {
-        const int r = rank_of<TILES>(tile, q);
-        const float4 quad = factor_quad(args.factor, c, r, c < args.channels && r < args.ranks);
-        factor.of[strip][matrix][tile] = pack_bf16(quad.x, quad.y);
-        factor.of[strip][matrix][tile + 1] = pack_bf16(quad.z, quad.w);
-      }
-    }
-  }
-}
-
 // Rank r of eight channels, of which a lane wants the even or the odd ones and its neighbour in g
 // the others: each reads four, and they exchange two.
 __device__ __forceinline__ void channels_of_a(const TileExpand& args, int c0, int r,
@@ -83,7 +55,7 @@ __device__ __forceinline__ void load_factor(const TileExpand& args, int c0,
   }
   if constexpr (TILES > 1) {
     if (args.factor.vector) {
-      return load_quads_of_b<TILES>(args, c0, factor);
+      return load_quads_of_b<TILES>(args.factor, c0, args.channels, args.ranks, factor);
     }
   }
   const int g = static_cast<int>(threadIdx.x & 31) / 4;
@@ -139,11 +111,11 @@ __device__ __forceinline__ void store_low(const TileExpand& args, int64_t t, int
 
 // The ranks of rows [t0, end) into the panel, zeros after them; the first column of blocks stores.
 template <int TILES>
-__device__ __forceinline__ void fill_panel(const TileExpand& args, int64_t t0, int64_t end,
-                                           __nv_bfloat16* panel) {
+__device__ __forceinline__ void fill_panel(const TileExpand& args, int step, int64_t t0,
+                                           int64_t end, __nv_bfloat16* panel) {
   constexpr int kQuads = 2 * TILES;
   const int rows = static_cast<int>(min(static_cast<int64_t>(kPanelRows), end - t0));
-  const int padded = (rows + kTileRows - 1) / kTileRows * kTileRows;
+  const int padded = (rows + step - 1) / step * step;
   for (int i = threadIdx.x; i < padded * kQuads; i += kTileThreads) {
     const int row = i / kQuads;
     const int r = 4 * (i % kQuads);
@@ -241,24 +213,26 @@ __device__ __forceinline__ void read_y(const TileExpand& args, int64_t t0, int64
 template <int TILES, bool COLLECT, bool EXPAND>
 __global__ void __launch_bounds__(kTileThreads, TILES <= 4 ? 2 : 1)
     expand(const __grid_constant__ TileGroup<TileExpand> group) {
-  const TileExpand& args = group.of[blockIdx.z];
+  const TileExpand& args = group.of[COLLECT ? 0 : blockIdx.z];
+  const int row_warps = COLLECT ? args.row_warps : 1;
   constexpr int kWide = kStrips<TILES>;
   extern __shared__ float4 shared[];
   __nv_bfloat16* panel = reinterpret_cast<__nv_bfloat16*>(shared);
-  const int block0 = static_cast<int>(blockIdx.x) * kBlockColumns<TILES>;
+  const WarpPlace place = warp_place(row_warps);
+  const int block0 = static_cast<int>(blockIdx.x) * (kBlockColumns<TILES> / row_warps);
   if (block0 >= args.channels) {
     return;
   }
-  const int c0 = block0 + static_cast<int>(threadIdx.x) / 32 * 32 * kWide;
+  const int c0 = block0 + place.column * 32 * kWide;
   const int c = c0 + 8 * static_cast<int>(threadIdx.x & 3);
   const int64_t begin = blockIdx.y * args.run_rows;
   const int64_t end = min(args.rows, begin + args.run_rows);
 
   WideTile wide[kWide];
-  read_ahead<TILES, COLLECT>(args, begin, end, c, wide);
+  read_ahead<TILES, COLLECT>(args, begin + place.row, end, c, wide);
   WideTile y[kWide];
   if constexpr (COLLECT && EXPAND) {
-    read_y<TILES>(args, begin, end, c, y);
+    read_y<TILES>(args, begin + place.row, end, c, y);
   }
   ExpandFactor<TILES> factor;
   if constexpr (EXPAND) {
@@ -269,12 +243,12 @@ __global__ void __launch_bounds__(kTileThreads, TILES <= 4 ? 2 : 1)
   float collected[kWide][2][TILES][4] = {};
   for (int64_t p0 = begin; p0 < end; p0 += kPanelRows) {
     __syncthreads();  // the panel before has been read
-    fill_panel<TILES>(args, p0, end, panel);
+    fill_panel<TILES>(args, kTileRows * row_warps, p0, end, panel);
     __syncthreads();
     const int64_t panel_end = min(end, p0 + kPanelRows);
-    for (int64_t t0 = p0; t0 < panel_end; t0 += kTileRows) {
+    for (int64_t t0 = p0 + place.row; t0 < panel_end + place.row; t0 += place.step) {
       WideTile next[kWide];
-      read_ahead<TILES, COLLECT>(args, t0 + kTileRows, end, c, next);
+      read_ahead<TILES, COLLECT>(args, t0 + place.step, end, c, next);
       uint32_t low[TILES];
       uint32_t high[TILES];
       load_low<TILES>(panel + (t0 - p0) * kLowStride<TILES>, low, high);
@@ -293,16 +267,19 @@ __global__ void __launch_bounds__(kTileThreads, TILES <= 4 ? 2 : 1)
         wide[strip] = next[strip];
       }
       if constexpr (COLLECT && EXPAND) {
-        read_y<TILES>(args, t0 + kTileRows, end, c, y);
+        read_y<TILES>(args, t0 + place.step, end, c, y);
       }
     }
   }
   if constexpr (COLLECT) {
     float* partials =
         args.partials + static_cast<int64_t>(blockIdx.y) * args.channels * (8 * TILES);
+    add_row_warps<TILES>(row_warps, shared, collected);
+    if (place.row == 0) {
 #pragma unroll
-    for (int strip = 0; strip < kWide; ++strip) {
-      store_collected<TILES>(collected[strip], c0 + 32 * strip, args.channels, partials);
+      for (int strip = 0; strip < kWide; ++strip) {
+        store_collected<TILES>(collected[strip], c0 + 32 * strip, args.channels, partials);
+      }
     }
   }
 }
@@ -320,19 +297,18 @@ __global__ void __launch_bounds__(kTileThreads)
 
 template <int TILES, bool COLLECT, bool EXPAND>
 void launch(const Context& context, std::span<const TileExpand> terms) {
-  constexpr size_t kShared = size_t{kPanelRows} * kLowStride<TILES> * sizeof(__nv_bfloat16);
-  static_assert(kShared <= 48 * 1024);
+  constexpr size_t kPanel = size_t{kPanelRows} * kLowStride<TILES> * sizeof(__nv_bfloat16);
   const TileExpand& args = terms[0];
+  const size_t shared = std::max(kPanel, row_warp_bytes<TILES>(args.row_warps));
   const int most = std::ranges::max(terms, {}, &TileExpand::channels).channels;
-  const auto columns =
-      static_cast<unsigned>((most + kBlockColumns<TILES> - 1) / kBlockColumns<TILES>);
+  const auto columns = static_cast<unsigned>(tile_columns(most, args.ranks, args.row_warps));
   const auto runs = static_cast<unsigned>((args.rows + args.run_rows - 1) / args.run_rows);
   const dim3 grid(columns, runs, static_cast<unsigned>(terms.size()));
   const auto kernel = expand<TILES, COLLECT, EXPAND>;
   if (args.parts != nullptr) {
-    launch_dependent(context, kernel, grid, kTileThreads, kShared, group_of(terms));
+    launch_dependent(context, kernel, grid, kTileThreads, shared, group_of(terms));
   } else {
-    kernel<<<grid, kTileThreads, kShared, context.stream>>>(group_of(terms));
+    kernel<<<grid, kTileThreads, shared, context.stream>>>(group_of(terms));
   }
   check_launch("lora_expand");
 }

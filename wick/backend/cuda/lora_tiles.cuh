@@ -42,6 +42,7 @@ struct TileShrink {
   int64_t narrow_stride = 0;
   float* partials = nullptr;  // [runs, channels, padded ranks]
   int64_t run_rows = 0;       // a multiple of 16
+  int row_warps = 1;
 };
 
 // With low = scaling sum_b parts[b] (or low itself where there are no parts): y (+)= y_scaling low
@@ -63,9 +64,10 @@ struct TileExpand {
   const __nv_bfloat16* wide = nullptr;
   float* partials = nullptr;
   int64_t run_rows = 0;
+  int row_warps = 1;
 };
 
-// Products that one launch does: of equal rows, ranks and run_rows, and which collect or not alike.
+// Products that one launch does: of equal rows, ranks and run_rows. Those that collect are alone.
 constexpr int kTileTerms = 4;
 
 template <class Term>
@@ -81,7 +83,11 @@ TileGroup<Term> group_of(std::span<const Term> terms) {
 }
 
 int padded_ranks(int ranks);  // 8, 16, 32 or 64
-int tile_columns(int ranks);  // channels of a block
+// How many blocks share the rows.
+int64_t tile_columns(int64_t channels, int ranks, int row_warps);
+// Of a block that collects: how many of its eight warps have the same channels (and other rows): 1,
+// 2 or 4, for more blocks where rows and channels are few.
+int tile_row_warps(const Context& context, int64_t rows, int channels, int ranks);
 // Rows of a block, where `columns` blocks share the rows: few enough to fill the device. A block
 // that collects leaves a row of sums for each channel, so it takes more rows where there are many.
 int64_t tile_run_rows(const Context& context, int64_t rows, int64_t columns, int ranks,
