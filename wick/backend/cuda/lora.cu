@@ -51,12 +51,13 @@ TileFactor factor_of_b(const AdapterView& adapter, const RankRange& ranks) {
 }
 
 // Every column of blocks adds the parts up for itself, unless that is more to read than the tensor
-// it works on: then they are added up once before.
+// it works on and takes longer than a launch: then they are added up once before.
 void expand_parts(const Context& context, std::span<TileExpand> terms) {
+  constexpr int64_t kLaunchBytes = int64_t{8} << 20;  // read from the cache in the time of a launch
   const bool add = std::ranges::any_of(terms, [](const TileExpand& expand) {
     const int64_t part_bytes = tile_columns(expand.channels, expand.ranks, expand.row_warps) *
                                expand.part_count * padded_ranks(expand.ranks) * int64_t{4};
-    return part_bytes > 2 * int64_t{expand.channels};
+    return part_bytes > 2 * int64_t{expand.channels} && part_bytes * expand.rows > kLaunchBytes;
   });
   if (add) {
     for (TileExpand& expand : terms) {

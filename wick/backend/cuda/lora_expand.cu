@@ -288,6 +288,7 @@ template <int TILES>
 __global__ void __launch_bounds__(kTileThreads)
     add_in_order(const __grid_constant__ TileExpand args) {
   constexpr int kQuads = 2 * TILES;
+  wait_for_previous();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kTileThreads + threadIdx.x;
   if (i < args.rows * kQuads) {
     const int r = 4 * static_cast<int>(i % kQuads);
@@ -328,7 +329,7 @@ template <int TILES>
 void launch_add(const Context& context, const TileExpand& args) {
   const int64_t threads = args.rows * 2 * TILES;
   const auto grid = static_cast<unsigned>((threads + kTileThreads - 1) / kTileThreads);
-  add_in_order<TILES><<<grid, kTileThreads, 0, context.stream>>>(args);
+  launch_dependent(context, add_in_order<TILES>, grid, kTileThreads, 0, args);
   check_launch("lora_add_parts");
 }
 

@@ -96,7 +96,7 @@ int64_t tile_run_rows(const Context& context, int64_t rows, int64_t columns, int
 void shrink_tiles(const Context& context, std::span<const TileShrink> terms);
 // Follows shrink_tiles where there are parts.
 void expand_tiles(const Context& context, std::span<const TileExpand> terms);
-// The first stage of expand_tiles alone: low from the parts.
+// The first stage of expand_tiles alone, right after shrink_tiles: low from the parts.
 void add_parts(const Context& context, const TileExpand& args);
 
 }  // namespace wick::cuda
