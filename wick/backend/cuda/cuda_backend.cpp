@@ -142,12 +142,10 @@ void CudaBackend::linears(In x, std::span<const LinearTerm> terms) {
   if (T == 0 || (T <= kFewRows && linears_few_rows(context_, x, terms))) {
     return;
   }
+  lora_deltas(context_, x, terms);
   for (const LinearTerm& term : terms) {
-    MatmulArgs args{.bias = term.bias ? &term.bias : nullptr};
-    if (!term.adapters.empty()) {
-      lora_delta(context_, x, term.adapters, term.row_adapter, term.s, term.y);
-      args.accumulate = true;
-    }
+    const MatmulArgs args{.accumulate = !term.adapters.empty(),
+                          .bias = term.bias ? &term.bias : nullptr};
     cuda::matmul(context_, x, term.weight, args, term.y);
   }
 }

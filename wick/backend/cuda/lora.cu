@@ -1,6 +1,8 @@
 // Which low-rank kernels do what, and their scratch memory.
 #include "wick/backend/cuda/lora.h"
 
+#include <vector>
+
 #include "wick/backend/cuda/lora_adapters.cuh"
 #include "wick/backend/cuda/lora_partials.cuh"
 #include "wick/backend/cuda/lora_rows.cuh"
@@ -39,45 +41,46 @@ void for_rank_ranges(int rank, const Function& function) {
   }
 }
 
-int64_t parts_of(int64_t channels, int ranks) {
-  return ceil_div(channels, tile_columns(ranks));
-}
-
 TileFactor factor_of_a(const AdapterView& adapter, int64_t in, const RankRange& ranks) {
-  return {adapter.a + ranks.begin * in, in, true};
+  return {adapter.a + ranks.begin * in, in, true, in % 4 == 0 && aligned_to(adapter.a, 16)};
 }
 
 TileFactor factor_of_b(const AdapterView& adapter, const RankRange& ranks) {
-  return {adapter.b + ranks.begin, adapter.rank, false};
+  return {adapter.b + ranks.begin, adapter.rank, false,
+          adapter.rank % 4 == 0 && aligned_to(adapter.b, 16)};
 }
 
 // Every column of blocks adds the parts up for itself, unless that is more to read than the tensor
-// it works on: then they are added up once before.
-void expand_parts(const Context& context, TileExpand& expand) {
-  const int64_t part_bytes = parts_of(expand.channels, expand.ranks) * expand.part_count *
-                             padded_ranks(expand.ranks) * int64_t{4};
-  if (part_bytes > 2 * int64_t{expand.channels}) {
-    add_parts(context, expand);
-    expand.parts = nullptr;
+// it works on and takes longer than a launch: then they are added up once before.
+void expand_parts(const Context& context, std::span<TileExpand> terms) {
+  constexpr int64_t kLaunchBytes = int64_t{8} << 20;  // read from the cache in the time of a launch
+  const bool add = std::ranges::any_of(terms, [](const TileExpand& expand) {
+    const int64_t part_bytes = tile_columns(expand.channels, expand.ranks, expand.row_warps) *
+                               expand.part_count * padded_ranks(expand.ranks) * int64_t{4};
+    return part_bytes > 2 * int64_t{expand.channels} && part_bytes * expand.rows > kLaunchBytes;
+  });
+  if (add) {
+    for (TileExpand& expand : terms) {
+      add_parts(context, expand);
+      expand.parts = nullptr;
+    }
   }
-  expand_tiles(context, expand);
+  expand_tiles(context, terms);
 }
 
-TileShrink shrink_of(const Context& context, const Tensor& wide, const TileFactor& factor,
-                     int ranks, bool collect) {
+TileShrink shrink_of(const Tensor& wide, const TileFactor& factor, int ranks) {
   TileShrink shrink;
   shrink.wide = bf16_of(wide);
   shrink.factor = factor;
   shrink.rows = wide.rows();
   shrink.channels = static_cast<int>(wide.columns());
   shrink.ranks = ranks;
-  shrink.run_rows = tile_run_rows(context, shrink.rows, shrink.channels, ranks, collect);
   return shrink;
 }
 
 // Of the tensor that is added to, or read for its gradient.
-TileExpand expand_of(const Context& context, const Tensor& wide, const Tensor& low,
-                     const TileFactor& factor, const RankRange& ranks, bool collect) {
+TileExpand expand_of(const Tensor& wide, const Tensor& low, const TileFactor& factor,
+                     const RankRange& ranks) {
   TileExpand expand;
   expand.low = bf16_of(low) + ranks.begin;
   expand.low_stride = low.columns();
@@ -85,42 +88,76 @@ TileExpand expand_of(const Context& context, const Tensor& wide, const Tensor& l
   expand.rows = wide.rows();
   expand.channels = static_cast<int>(wide.columns());
   expand.ranks = ranks.count;
-  expand.run_rows = tile_run_rows(context, expand.rows, expand.channels, ranks.count, collect);
   return expand;
 }
 
-void forward_in_tiles(const Context& context, const Tensor& x, const AdapterView& adapter,
-                      bool accumulate, const Tensor& s, const Tensor& y) {
-  for_rank_ranges(adapter.rank, [&](const RankRange& ranks) {
-    TileShrink shrink =
-        shrink_of(context, x, factor_of_a(adapter, x.columns(), ranks), ranks.count, false);
-    const int64_t parts = parts_of(shrink.channels, ranks.count);
-    const Scratch scratch(context, parts * shrink.rows * padded_ranks(ranks.count) * sizeof(float));
-    shrink.parts = scratch.as<float>();
-    shrink_tiles(context, shrink);
-    const Tensor& shaped = y ? y : x;
-    TileExpand expand = expand_of(context, shaped, s, factor_of_b(adapter, ranks), ranks, false);
+// Rows of a block, for all of a launch.
+template <class Term>
+int64_t run_rows_of(const Context& context, std::span<const Term> terms, bool collect) {
+  int64_t columns = 0;
+  for (const Term& term : terms) {
+    columns += tile_columns(term.channels, term.ranks, 1);
+  }
+  return tile_run_rows(context, terms[0].rows, columns, terms[0].ranks, collect);
+}
+
+struct LowRankTerm {
+  AdapterView adapter;
+  Tensor s;
+  Tensor y;  // empty: only s is wanted
+};
+
+void forward_of_ranks(const Context& context, const Tensor& x, std::span<const LowRankTerm> terms,
+                      bool accumulate, const RankRange& ranks) {
+  const int64_t parts = tile_columns(x.columns(), ranks.count, 1);
+  const int64_t part_size = parts * x.rows() * padded_ranks(ranks.count);
+  const Scratch scratch(context, terms.size() * part_size * sizeof(float));
+  std::vector<TileShrink> shrinks;
+  std::vector<TileExpand> expands;
+  for (const LowRankTerm& term : terms) {
+    const AdapterView& adapter = term.adapter;
+    TileShrink shrink = shrink_of(x, factor_of_a(adapter, x.columns(), ranks), ranks.count);
+    shrink.parts = scratch.as<float>() + shrinks.size() * part_size;
+    TileExpand expand = expand_of(term.y ? term.y : x, term.s, factor_of_b(adapter, ranks), ranks);
     expand.parts = shrink.parts;
     expand.part_count = static_cast<int>(parts);
     expand.y_scaling = adapter.scaling;
     expand.accumulate = accumulate || ranks.begin > 0;
-    if (y) {
-      expand.y = bf16_of(y);
-      expand_parts(context, expand);
-    } else {
-      add_parts(context, expand);
-    }
+    expand.y = term.y ? bf16_of(term.y) : nullptr;
+    shrinks.push_back(shrink);
+    expands.push_back(expand);
+  }
+  const int64_t shrink_rows = run_rows_of<TileShrink>(context, shrinks, false);
+  const int64_t expand_rows = run_rows_of<TileExpand>(context, expands, false);
+  for (size_t i = 0; i < terms.size(); ++i) {
+    shrinks[i].run_rows = shrink_rows;
+    expands[i].run_rows = expand_rows;
+  }
+  shrink_tiles(context, shrinks);
+  if (terms[0].y) {
+    expand_parts(context, expands);
+  } else {
+    add_parts(context, expands[0]);
+  }
+}
+
+// Of up to kTileTerms terms of one rank. Only a single one may be without y.
+void forward_in_tiles(const Context& context, const Tensor& x, std::span<const LowRankTerm> terms,
+                      bool accumulate) {
+  for_rank_ranges(terms[0].adapter.rank, [&](const RankRange& ranks) {
+    forward_of_ranks(context, x, terms, accumulate, ranks);
   });
 }
 
 void expand_in_tiles(const Context& context, const Tensor& s, const AdapterView& adapter,
                      const Tensor& y) {
   for_rank_ranges(adapter.rank, [&](const RankRange& ranks) {
-    TileExpand expand = expand_of(context, y, s, factor_of_b(adapter, ranks), ranks, false);
+    TileExpand expand = expand_of(y, s, factor_of_b(adapter, ranks), ranks);
     expand.y_scaling = adapter.scaling;
     expand.accumulate = ranks.begin > 0;
     expand.y = bf16_of(y);
-    expand_tiles(context, expand);
+    expand.run_rows = run_rows_of<TileExpand>(context, std::span(&expand, 1), false);
+    expand_tiles(context, std::span(&expand, 1));
   });
 }
 
@@ -130,9 +167,13 @@ void backward_of_ranks(const Context& context, const Tensor& x, const Tensor& s,
   const int64_t in = x.columns();
   const int64_t out = dy.columns();
   const int padded = padded_ranks(ranks.count);
-  TileShrink shrink = shrink_of(context, dy, factor_of_b(adapter, ranks), ranks.count, true);
-  TileExpand expand = expand_of(context, x, ds, factor_of_a(adapter, in, ranks), ranks, true);
-  const int64_t parts = parts_of(out, ranks.count);
+  TileShrink shrink = shrink_of(dy, factor_of_b(adapter, ranks), ranks.count);
+  TileExpand expand = expand_of(x, ds, factor_of_a(adapter, in, ranks), ranks);
+  shrink.row_warps = tile_row_warps(context, shrink.rows, shrink.channels, ranks.count);
+  expand.row_warps = tile_row_warps(context, expand.rows, expand.channels, ranks.count);
+  shrink.run_rows = run_rows_of<TileShrink>(context, std::span(&shrink, 1), true);
+  expand.run_rows = run_rows_of<TileExpand>(context, std::span(&expand, 1), true);
+  const int64_t parts = tile_columns(out, ranks.count, shrink.row_warps);
   const int64_t a_runs = ceil_div(expand.rows, expand.run_rows);
   const int64_t b_runs = ceil_div(shrink.rows, shrink.run_rows);
   const int64_t part_size = parts * shrink.rows * padded;
@@ -144,7 +185,7 @@ void backward_of_ranks(const Context& context, const Tensor& x, const Tensor& s,
   shrink.narrow = bf16_of(s) + ranks.begin;
   shrink.narrow_stride = s.columns();
   shrink.partials = shrink.parts + part_size;
-  shrink_tiles(context, shrink);
+  shrink_tiles(context, std::span(&shrink, 1));
 
   expand.parts = shrink.parts;
   expand.part_count = static_cast<int>(parts);
@@ -152,7 +193,7 @@ void backward_of_ranks(const Context& context, const Tensor& x, const Tensor& s,
   expand.y = dx ? bf16_of(dx) : nullptr;
   expand.wide = bf16_of(x);
   expand.partials = shrink.partials + b_size;
-  expand_parts(context, expand);
+  expand_parts(context, std::span(&expand, 1));
 
   PartialSums a{expand.partials, static_cast<int>(a_runs), static_cast<int>(in), padded,
                 ranks.count};
@@ -167,10 +208,15 @@ void backward_of_ranks(const Context& context, const Tensor& x, const Tensor& s,
   add_partials(context, a, b);
 }
 
+bool goes_in_tiles(const Tensor& x, const Tensor& row_adapter, const Tensor& s, const Tensor& y) {
+  return !row_adapter && in_tiles(x) && in_tiles(y) && narrow_in_tiles(s);
+}
+
 void forward(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
              const Tensor& row_adapter, bool accumulate, const Tensor& s, const Tensor& y) {
-  if (!row_adapter && in_tiles(x) && in_tiles(y) && narrow_in_tiles(s)) {
-    forward_in_tiles(context, x, view_of(adapters[0]), accumulate, s, y);
+  if (goes_in_tiles(x, row_adapter, s, y)) {
+    const LowRankTerm term{view_of(adapters[0]), s, y};
+    forward_in_tiles(context, x, std::span(&term, 1), accumulate);
   } else {
     lora_forward_rows(context, x, adapters, row_adapter,
                       {.shrink = true, .expand = true, .accumulate = accumulate}, s, y);
@@ -184,9 +230,29 @@ void lora_forward(const Context& context, const Tensor& x, std::span<const LoraF
   forward(context, x, adapters, row_adapter, true, s, y);
 }
 
-void lora_delta(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
-                const Tensor& row_adapter, const Tensor& s, const Tensor& y) {
-  forward(context, x, adapters, row_adapter, false, s, y);
+void lora_deltas(const Context& context, const Tensor& x, std::span<const LinearTerm> terms) {
+  std::vector<LowRankTerm> group;
+  const auto run_group = [&] {
+    if (!group.empty()) {
+      forward_in_tiles(context, x, group, false);
+      group.clear();
+    }
+  };
+  for (const LinearTerm& term : terms) {
+    if (term.adapters.empty()) {
+      continue;
+    }
+    if (!goes_in_tiles(x, term.row_adapter, term.s, term.y)) {
+      forward(context, x, term.adapters, term.row_adapter, false, term.s, term.y);
+      continue;
+    }
+    const AdapterView adapter = view_of(term.adapters[0]);
+    if (group.size() == kTileTerms || (!group.empty() && group[0].adapter.rank != adapter.rank)) {
+      run_group();
+    }
+    group.push_back({adapter, term.s, term.y});
+  }
+  run_group();
 }
 
 void lora_backward(const Context& context, const Tensor& x, const Tensor& s, const Tensor& dy,
@@ -207,7 +273,8 @@ void lora_backward(const Context& context, const Tensor& x, const Tensor& s, con
 void lora_shrink(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
                  const Tensor& row_adapter, const Tensor& s) {
   if (!row_adapter && in_tiles(x) && narrow_in_tiles(s)) {
-    forward_in_tiles(context, x, view_of(adapters[0]), false, s, {});
+    const LowRankTerm term{view_of(adapters[0]), s, {}};
+    forward_in_tiles(context, x, std::span(&term, 1), false);
   } else {
     lora_forward_rows(context, x, adapters, row_adapter, {.shrink = true, .expand = false}, s, {});
   }

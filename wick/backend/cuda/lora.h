@@ -24,9 +24,8 @@ void lora_shrink(const Context& context, const Tensor& x, std::span<const LoraFa
 void lora_expand(const Context& context, const Tensor& s, std::span<const LoraFactors> adapters,
                  const Tensor& row_adapter, const Tensor& y);
 
-// Both halves in one call, and in fewer launches.
-void lora_delta(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
-                const Tensor& row_adapter, const Tensor& s, const Tensor& y);
+// Both halves, of all terms that have adapters, in few launches.
+void lora_deltas(const Context& context, const Tensor& x, std::span<const LinearTerm> terms);
 
 // Up to this many rows a linear layer is bound by reading its weight once.
 inline constexpr int64_t kFewRows = 8;

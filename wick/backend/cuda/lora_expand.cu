@@ -11,15 +11,53 @@ constexpr int kPanelRows = 256;  // whose ranks a block has in shared memory at 
 template <int TILES>
 constexpr int kLowStride = TILES <= 2 ? 8 * TILES : 8 * TILES + 16;
 
-// Operand B of the expand for the four matrices of channels of each strip.
+// Rank r of eight channels, of which a lane wants the even or the odd ones and its neighbour in g
+// the others: each reads four, and they exchange two.
+__device__ __forceinline__ void channels_of_a(const TileExpand& args, int c0, int r,
+                                              float (&values)[4]) {
+  const int g = static_cast<int>(threadIdx.x & 31) / 4;
+  const bool odd = g % 2 != 0;
+  const int c = c0 + 8 * (g / 2) + 4 * (g % 2);
+  const float4 quad = factor_quad(args.factor, r, c, c < args.channels && r < args.ranks);
+  const float own[2] = {odd ? quad.y : quad.x, odd ? quad.w : quad.z};
+  const float first = __shfl_xor_sync(0xffffffffU, odd ? quad.x : quad.y, 4);
+  const float second = __shfl_xor_sync(0xffffffffU, odd ? quad.z : quad.w, 4);
+  values[0] = odd ? first : own[0], values[1] = odd ? second : own[1];
+  values[2] = odd ? own[0] : first, values[3] = odd ? own[1] : second;
+}
+
 template <int TILES>
-struct ExpandFactor {
-  uint32_t of[kStrips<TILES>][4][TILES];
-};
+__device__ __forceinline__ void load_quads_of_a(const TileExpand& args, int c0,
+                                                ExpandFactor<TILES>& factor) {
+  const int q = static_cast<int>(threadIdx.x & 3);
+#pragma unroll
+  for (int strip = 0; strip < kStrips<TILES>; ++strip) {
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile) {
+      const int r = rank_of<TILES>(tile, q);
+      float first[4];
+      float second[4];
+      channels_of_a(args, c0 + 32 * strip, r, first);
+      channels_of_a(args, c0 + 32 * strip, r + 1, second);
+#pragma unroll
+      for (int matrix = 0; matrix < 4; ++matrix) {
+        factor.of[strip][matrix][tile] = pack_bf16(first[matrix], second[matrix]);
+      }
+    }
+  }
+}
 
 template <int TILES>
 __device__ __forceinline__ void load_factor(const TileExpand& args, int c0,
                                             ExpandFactor<TILES>& factor) {
+  if (args.factor.vector && args.factor.rank_first) {
+    return load_quads_of_a<TILES>(args, c0, factor);
+  }
+  if constexpr (TILES > 1) {
+    if (args.factor.vector) {
+      return load_quads_of_b<TILES>(args.factor, c0, args.channels, args.ranks, factor);
+    }
+  }
   const int g = static_cast<int>(threadIdx.x & 31) / 4;
   const int q = static_cast<int>(threadIdx.x & 3);
 #pragma unroll
@@ -51,7 +89,7 @@ __device__ __forceinline__ float4 low_at(const TileExpand& args, int64_t t, int 
     sum.w = r + 3 < args.ranks ? to_float(from[3]) : 0.0F;
     return sum;
   }
-#pragma unroll 4
+#pragma unroll 8
   for (int part = 0; part < args.part_count; ++part) {
     const float* from = args.parts + (part * args.rows + t) * kRanks + r;
     const float4 value = *reinterpret_cast<const float4*>(from);
@@ -73,11 +111,11 @@ __device__ __forceinline__ void store_low(const TileExpand& args, int64_t t, int
 
 // The ranks of rows [t0, end) into the panel, zeros after them; the first column of blocks stores.
 template <int TILES>
-__device__ __forceinline__ void fill_panel(const TileExpand& args, int64_t t0, int64_t end,
-                                           __nv_bfloat16* panel) {
+__device__ __forceinline__ void fill_panel(const TileExpand& args, int step, int64_t t0,
+                                           int64_t end, __nv_bfloat16* panel) {
   constexpr int kQuads = 2 * TILES;
   const int rows = static_cast<int>(min(static_cast<int64_t>(kPanelRows), end - t0));
-  const int padded = (rows + kTileRows - 1) / kTileRows * kTileRows;
+  const int padded = (rows + step - 1) / step * step;
   for (int i = threadIdx.x; i < padded * kQuads; i += kTileThreads) {
     const int row = i / kQuads;
     const int r = 4 * (i % kQuads);
@@ -163,42 +201,54 @@ __device__ __forceinline__ void read_ahead(const TileExpand& args, int64_t t0, i
   }
 }
 
+template <int TILES>
+__device__ __forceinline__ void read_y(const TileExpand& args, int64_t t0, int64_t end, int c,
+                                       WideTile (&y)[kStrips<TILES>]) {
+#pragma unroll
+  for (int strip = 0; strip < kStrips<TILES>; ++strip) {
+    load_tile(args.y, t0, args.accumulate ? end : 0, c + 32 * strip, args.channels, y[strip]);
+  }
+}
+
 template <int TILES, bool COLLECT, bool EXPAND>
 __global__ void __launch_bounds__(kTileThreads, TILES <= 4 ? 2 : 1)
-    expand(const __grid_constant__ TileExpand args) {
+    expand(const __grid_constant__ TileGroup<TileExpand> group) {
+  const TileExpand& args = group.of[COLLECT ? 0 : blockIdx.z];
+  const int row_warps = COLLECT ? args.row_warps : 1;
   constexpr int kWide = kStrips<TILES>;
   extern __shared__ float4 shared[];
   __nv_bfloat16* panel = reinterpret_cast<__nv_bfloat16*>(shared);
-  const int c0 = static_cast<int>(blockIdx.x) * kBlockColumns<TILES> +
-                 static_cast<int>(threadIdx.x) / 32 * 32 * kWide;
+  const WarpPlace place = warp_place(row_warps);
+  const int block0 = static_cast<int>(blockIdx.x) * (kBlockColumns<TILES> / row_warps);
+  if (block0 >= args.channels) {
+    return;
+  }
+  const int c0 = block0 + place.column * 32 * kWide;
   const int c = c0 + 8 * static_cast<int>(threadIdx.x & 3);
   const int64_t begin = blockIdx.y * args.run_rows;
   const int64_t end = min(args.rows, begin + args.run_rows);
 
   WideTile wide[kWide];
-  read_ahead<TILES, COLLECT>(args, begin, end, c, wide);
+  read_ahead<TILES, COLLECT>(args, begin + place.row, end, c, wide);
+  WideTile y[kWide];
+  if constexpr (COLLECT && EXPAND) {
+    read_y<TILES>(args, begin + place.row, end, c, y);
+  }
   ExpandFactor<TILES> factor;
   if constexpr (EXPAND) {
     load_factor(args, c0, factor);
   }
+  wait_for_previous();  // and its parts
+  let_next_start();
   float collected[kWide][2][TILES][4] = {};
   for (int64_t p0 = begin; p0 < end; p0 += kPanelRows) {
     __syncthreads();  // the panel before has been read
-    fill_panel<TILES>(args, p0, end, panel);
+    fill_panel<TILES>(args, kTileRows * row_warps, p0, end, panel);
     __syncthreads();
     const int64_t panel_end = min(end, p0 + kPanelRows);
-    for (int64_t t0 = p0; t0 < panel_end; t0 += kTileRows) {
+    for (int64_t t0 = p0 + place.row; t0 < panel_end + place.row; t0 += place.step) {
       WideTile next[kWide];
-      read_ahead<TILES, COLLECT>(args, t0 + kTileRows, end, c, next);
-      WideTile y[kWide];
-#pragma unroll
-      for (int strip = 0; strip < kWide; ++strip) {
-        if constexpr (COLLECT && EXPAND) {
-          load_tile(args.y, t0, args.accumulate ? end : 0, c + 32 * strip, args.channels, y[strip]);
-        } else if constexpr (EXPAND) {
-          y[strip] = wide[strip];
-        }
-      }
+      read_ahead<TILES, COLLECT>(args, t0 + place.step, end, c, next);
       uint32_t low[TILES];
       uint32_t high[TILES];
       load_low<TILES>(panel + (t0 - p0) * kLowStride<TILES>, low, high);
@@ -208,19 +258,28 @@ __global__ void __launch_bounds__(kTileThreads, TILES <= 4 ? 2 : 1)
           collect_tile<TILES>(wide[strip], low, high, collected[strip]);
         }
         if constexpr (EXPAND) {
+          if constexpr (!COLLECT) {
+            y[strip] = wide[strip];
+          }
           expand_tile<TILES>(low, high, factor.of[strip], args.y_scaling, y[strip]);
           store_tile(y[strip], t0, end, c + 32 * strip, args.channels, args.y);
         }
         wide[strip] = next[strip];
+      }
+      if constexpr (COLLECT && EXPAND) {
+        read_y<TILES>(args, t0 + place.step, end, c, y);
       }
     }
   }
   if constexpr (COLLECT) {
     float* partials =
         args.partials + static_cast<int64_t>(blockIdx.y) * args.channels * (8 * TILES);
+    add_row_warps<TILES>(row_warps, shared, collected);
+    if (place.row == 0) {
 #pragma unroll
-    for (int strip = 0; strip < kWide; ++strip) {
-      store_collected<TILES>(collected[strip], c0 + 32 * strip, args.channels, partials);
+      for (int strip = 0; strip < kWide; ++strip) {
+        store_collected<TILES>(collected[strip], c0 + 32 * strip, args.channels, partials);
+      }
     }
   }
 }
@@ -229,6 +288,7 @@ template <int TILES>
 __global__ void __launch_bounds__(kTileThreads)
     add_in_order(const __grid_constant__ TileExpand args) {
   constexpr int kQuads = 2 * TILES;
+  wait_for_previous();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kTileThreads + threadIdx.x;
   if (i < args.rows * kQuads) {
     const int r = 4 * static_cast<int>(i % kQuads);
@@ -237,25 +297,31 @@ __global__ void __launch_bounds__(kTileThreads)
 }
 
 template <int TILES, bool COLLECT, bool EXPAND>
-void launch(const Context& context, const TileExpand& args) {
-  constexpr size_t kShared = size_t{kPanelRows} * kLowStride<TILES> * sizeof(__nv_bfloat16);
-  static_assert(kShared <= 48 * 1024);
-  const auto columns =
-      static_cast<unsigned>((args.channels + kBlockColumns<TILES> - 1) / kBlockColumns<TILES>);
+void launch(const Context& context, std::span<const TileExpand> terms) {
+  constexpr size_t kPanel = size_t{kPanelRows} * kLowStride<TILES> * sizeof(__nv_bfloat16);
+  const TileExpand& args = terms[0];
+  const size_t shared = std::max(kPanel, row_warp_bytes<TILES>(args.row_warps));
+  const int most = std::ranges::max(terms, {}, &TileExpand::channels).channels;
+  const auto columns = static_cast<unsigned>(tile_columns(most, args.ranks, args.row_warps));
   const auto runs = static_cast<unsigned>((args.rows + args.run_rows - 1) / args.run_rows);
-  expand<TILES, COLLECT, EXPAND>
-      <<<dim3(columns, runs), kTileThreads, kShared, context.stream>>>(args);
+  const dim3 grid(columns, runs, static_cast<unsigned>(terms.size()));
+  const auto kernel = expand<TILES, COLLECT, EXPAND>;
+  if (args.parts != nullptr) {
+    launch_dependent(context, kernel, grid, kTileThreads, shared, group_of(terms));
+  } else {
+    kernel<<<grid, kTileThreads, shared, context.stream>>>(group_of(terms));
+  }
   check_launch("lora_expand");
 }
 
 template <int TILES>
-void launch_tiles(const Context& context, const TileExpand& args) {
-  if (args.wide == nullptr) {
-    launch<TILES, false, true>(context, args);
-  } else if (args.y == nullptr) {
-    launch<TILES, true, false>(context, args);
+void launch_tiles(const Context& context, std::span<const TileExpand> terms) {
+  if (terms[0].wide == nullptr) {
+    launch<TILES, false, true>(context, terms);
+  } else if (terms[0].y == nullptr) {
+    launch<TILES, true, false>(context, terms);
   } else {
-    launch<TILES, true, true>(context, args);
+    launch<TILES, true, true>(context, terms);
   }
 }
 
@@ -263,22 +329,22 @@ template <int TILES>
 void launch_add(const Context& context, const TileExpand& args) {
   const int64_t threads = args.rows * 2 * TILES;
   const auto grid = static_cast<unsigned>((threads + kTileThreads - 1) / kTileThreads);
-  add_in_order<TILES><<<grid, kTileThreads, 0, context.stream>>>(args);
+  launch_dependent(context, add_in_order<TILES>, grid, kTileThreads, 0, args);
   check_launch("lora_add_parts");
 }
 
 }  // namespace
 
-void expand_tiles(const Context& context, const TileExpand& args) {
-  switch (padded_ranks(args.ranks)) {
+void expand_tiles(const Context& context, std::span<const TileExpand> terms) {
+  switch (padded_ranks(terms[0].ranks)) {
     case 8:
-      return launch_tiles<1>(context, args);
+      return launch_tiles<1>(context, terms);
     case 16:
-      return launch_tiles<2>(context, args);
+      return launch_tiles<2>(context, terms);
     case 32:
-      return launch_tiles<4>(context, args);
+      return launch_tiles<4>(context, terms);
     default:
-      return launch_tiles<8>(context, args);
+      return launch_tiles<8>(context, terms);
   }
 }
 

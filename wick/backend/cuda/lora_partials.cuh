@@ -21,7 +21,8 @@ struct PartialSums {
   int64_t out_stride = 0;  // of a row
 };
 
-// Both gradients of an adapter in one launch, bound by reading the partial sums once.
+// Both gradients of an adapter in one launch, right after that of the partial sums; bound by
+// reading the partial sums once.
 void add_partials(const Context& context, const PartialSums& a, const PartialSums& b);
 
 }  // namespace wick::cuda

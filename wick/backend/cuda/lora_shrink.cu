@@ -9,27 +9,61 @@ namespace {
 
 // A row of a warp's sums in shared memory, so long that a warp's stores meet no bank twice.
 template <int TILES>
-constexpr int kSumStride = TILES == 1 ? 8 : 8 * TILES + 8;
+constexpr int kSumStride = TILES <= 2 ? 8 * TILES : 8 * TILES + 16;
 
-// Operand B of the shrink, for both halves of each strip: ranks along its columns, in order.
+// Operand B of the shrink, for both halves of each strip: ranks along its columns, in the order of
+// rank_of.
 template <int TILES>
 struct ShrinkFactor {
   uint32_t of[kStrips<TILES>][2][TILES][2];
 };
 
+// Of B: what the expand takes, transposed.
+template <int TILES>
+__device__ __forceinline__ void load_transposed(const TileShrink& args, int c0,
+                                                ShrinkFactor<TILES>& factor) {
+  ExpandFactor<TILES> rows;
+  load_quads_of_b<TILES>(args.factor, c0, args.channels, args.ranks, rows);
+#pragma unroll
+  for (int strip = 0; strip < kStrips<TILES>; ++strip) {
+#pragma unroll
+    for (int matrix = 0; matrix < 4; ++matrix) {
+#pragma unroll
+      for (int tile = 0; tile < TILES; ++tile) {
+        factor.of[strip][matrix / 2][tile][matrix % 2] =
+            transpose_8x8(rows.of[strip][matrix][tile]);
+      }
+    }
+  }
+}
+
 template <int TILES>
 __device__ __forceinline__ void load_factor(const TileShrink& args, int c0,
                                             ShrinkFactor<TILES>& factor) {
+  if constexpr (TILES > 1) {
+    if (args.factor.vector && !args.factor.rank_first) {
+      return load_transposed<TILES>(args, c0, factor);
+    }
+  }
   const int lane = threadIdx.x & 31;
 #pragma unroll
   for (int strip = 0; strip < kStrips<TILES>; ++strip) {
     const int c = c0 + 32 * strip + 8 * (lane % 4);
 #pragma unroll
     for (int tile = 0; tile < TILES; ++tile) {
+      const int r = rank_of<TILES>(tile, lane / 8) + lane / 4 % 2;
       float values[8];
+      if (args.factor.rank_first && args.factor.vector) {
+        const bool wanted = c < args.channels && r < args.ranks;
+        const float4 first = factor_quad(args.factor, r, c, wanted);
+        const float4 second = factor_quad(args.factor, r, c + 4, wanted);
+        values[0] = first.x, values[1] = first.y, values[2] = first.z, values[3] = first.w;
+        values[4] = second.x, values[5] = second.y, values[6] = second.z, values[7] = second.w;
+      } else {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        values[i] = factor_at(args.factor, c + i, args.channels, 8 * tile + lane / 4, args.ranks);
+        for (int i = 0; i < 8; ++i) {
+          values[i] = factor_at(args.factor, c + i, args.channels, r, args.ranks);
+        }
       }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -70,6 +104,7 @@ template <int TILES>
 __device__ __forceinline__ void shrink_tile(const WideTile (&wide)[kStrips<TILES>],
                                             const ShrinkFactor<TILES>& factor, float* sums) {
   const int lane = threadIdx.x & 31;
+  float* row = sums + (lane / 4) * kSumStride<TILES>;
 #pragma unroll
   for (int tile = 0; tile < TILES; ++tile) {
     float own[4] = {};
@@ -82,23 +117,27 @@ __device__ __forceinline__ void shrink_tile(const WideTile (&wide)[kStrips<TILES
                          factor.of[strip][half][tile][0], factor.of[strip][half][tile][1], own);
       }
     }
-    float* to = sums + (lane / 4) * kSumStride<TILES> + 8 * tile + 2 * (lane % 4);
+    float* to = row + rank_of<TILES>(tile, lane % 4);
     *reinterpret_cast<float2*>(to) = {own[0], own[1]};
     *reinterpret_cast<float2*>(to + 8 * kSumStride<TILES>) = {own[2], own[3]};
   }
 }
 
-// Adds the warps' sums in order.
+// Adds in order the sums of the warps that share rows.
 template <int TILES>
-__device__ __forceinline__ void add_warps(const float* sums, int64_t t0, int64_t rows,
-                                          float* parts) {
+__device__ __forceinline__ void add_warps(const float* sums, int row_warps, int64_t t0,
+                                          int64_t rows, float* parts) {
   constexpr int kRanks = 8 * TILES;
-  for (int i = threadIdx.x; i < kTileRows * kRanks; i += kTileThreads) {
+  const int columns = kTileWarps / row_warps;
+  for (int i = threadIdx.x; i < row_warps * kTileRows * kRanks; i += kTileThreads) {
     const int row = i / kRanks;
+    const int first = row / kTileRows * columns * kTileRows + row % kTileRows;
     float sum = 0.0F;
 #pragma unroll
     for (int warp = 0; warp < kTileWarps; ++warp) {
-      sum += sums[(warp * kTileRows + row) * kSumStride<TILES> + i % kRanks];
+      if (warp < columns) {
+        sum += sums[(warp * kTileRows + first) * kSumStride<TILES> + i % kRanks];
+      }
     }
     if (t0 + row < rows) {
       parts[(t0 + row) * kRanks + i % kRanks] = sum;
@@ -106,15 +145,29 @@ __device__ __forceinline__ void add_warps(const float* sums, int64_t t0, int64_t
   }
 }
 
+// Blocks that a multiprocessor holds, as far as their registers allow.
 template <int TILES, bool COLLECT>
-__global__ void __launch_bounds__(kTileThreads, TILES <= 4 ? 2 : 1)
-    shrink(const __grid_constant__ TileShrink args) {
+constexpr int kResident = TILES > 4              ? 1
+                          : TILES > 2 || COLLECT ? 2
+                                                 : 3;
+
+template <int TILES, bool COLLECT>
+__global__ void __launch_bounds__(kTileThreads, (kResident<TILES, COLLECT>))
+    shrink(const __grid_constant__ TileGroup<TileShrink> group) {
+  const TileShrink& args = group.of[COLLECT ? 0 : blockIdx.z];
+  const int row_warps = COLLECT ? args.row_warps : 1;
   constexpr int kWide = kStrips<TILES>;
   constexpr int kWarpSums = kTileRows * kSumStride<TILES>;
   extern __shared__ float4 shared[];
   float* sums = reinterpret_cast<float*>(shared);
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int c0 = static_cast<int>(blockIdx.x) * kBlockColumns<TILES> + warp * 32 * kWide;
+  const WarpPlace place = warp_place(row_warps);
+  const int block0 = static_cast<int>(blockIdx.x) * (kBlockColumns<TILES> / row_warps);
+  let_next_start();
+  if (block0 >= args.channels) {
+    return;
+  }
+  const int c0 = block0 + place.column * 32 * kWide;
   const int c = c0 + 8 * static_cast<int>(threadIdx.x & 3);
   const int64_t begin = blockIdx.y * args.run_rows;
   const int64_t end = min(args.rows, begin + args.run_rows);
@@ -123,22 +176,23 @@ __global__ void __launch_bounds__(kTileThreads, TILES <= 4 ? 2 : 1)
   WideTile wide[kWide];
 #pragma unroll
   for (int strip = 0; strip < kWide; ++strip) {
-    load_tile(args.wide, begin, end, c + 32 * strip, args.channels, wide[strip]);
+    load_tile(args.wide, begin + place.row, end, c + 32 * strip, args.channels, wide[strip]);
+  }
+  uint32_t low[TILES];
+  uint32_t high[TILES];
+  if constexpr (COLLECT) {
+    load_narrow(args, begin + place.row, end, low, high);
   }
   ShrinkFactor<TILES> factor;
   load_factor(args, c0, factor);
   float collected[kWide][2][TILES][4] = {};
   int buffer = 0;  // of two: rows are added up while the next warps write
-  for (int64_t t0 = begin; t0 < end; t0 += kTileRows) {
-    uint32_t low[TILES];
-    uint32_t high[TILES];
-    if constexpr (COLLECT) {
-      load_narrow(args, t0, end, low, high);
-    }
+  for (int64_t t0 = begin; t0 < end; t0 += place.step) {
     WideTile next[kWide];
 #pragma unroll
     for (int strip = 0; strip < kWide; ++strip) {
-      load_tile(args.wide, t0 + kTileRows, end, c + 32 * strip, args.channels, next[strip]);
+      load_tile(args.wide, t0 + place.step + place.row, end, c + 32 * strip, args.channels,
+                next[strip]);
     }
     float* own = sums + buffer * kTileWarps * kWarpSums;
     shrink_tile(wide, factor, own + warp * kWarpSums);
@@ -147,9 +201,10 @@ __global__ void __launch_bounds__(kTileThreads, TILES <= 4 ? 2 : 1)
       for (int strip = 0; strip < kWide; ++strip) {
         collect_tile<TILES>(wide[strip], low, high, collected[strip]);
       }
+      load_narrow(args, t0 + place.step + place.row, end, low, high);
     }
     __syncthreads();
-    add_warps<TILES>(own, t0, end, parts);
+    add_warps<TILES>(own, row_warps, t0, end, parts);
     buffer = 1 - buffer;
 #pragma unroll
     for (int strip = 0; strip < kWide; ++strip) {
@@ -159,35 +214,49 @@ __global__ void __launch_bounds__(kTileThreads, TILES <= 4 ? 2 : 1)
   if constexpr (COLLECT) {
     float* partials =
         args.partials + static_cast<int64_t>(blockIdx.y) * args.channels * (8 * TILES);
+    add_row_warps<TILES>(row_warps, shared, collected);
+    if (place.row == 0) {
 #pragma unroll
-    for (int strip = 0; strip < kWide; ++strip) {
-      store_collected<TILES>(collected[strip], c0 + 32 * strip, args.channels, partials);
+      for (int strip = 0; strip < kWide; ++strip) {
+        store_collected<TILES>(collected[strip], c0 + 32 * strip, args.channels, partials);
+      }
     }
   }
 }
 
 template <int TILES, bool COLLECT>
-void launch(const Context& context, const TileShrink& args) {
-  constexpr size_t kShared = size_t{2} * kTileWarps * kTileRows * kSumStride<TILES> * sizeof(float);
-  const auto columns =
-      static_cast<unsigned>((args.channels + kBlockColumns<TILES> - 1) / kBlockColumns<TILES>);
+void launch(const Context& context, std::span<const TileShrink> terms) {
+  constexpr size_t kSums = size_t{2} * kTileWarps * kTileRows * kSumStride<TILES> * sizeof(float);
+  constexpr size_t kShared = COLLECT ? std::max(kSums, row_warp_bytes<TILES>(4)) : kSums;
+  const TileShrink& args = terms[0];
+  const int most = std::ranges::max(terms, {}, &TileShrink::channels).channels;
+  const auto columns = static_cast<unsigned>(tile_columns(most, args.ranks, args.row_warps));
   const auto runs = static_cast<unsigned>((args.rows + args.run_rows - 1) / args.run_rows);
+  const dim3 grid(columns, runs, static_cast<unsigned>(terms.size()));
   if constexpr (kShared > 48 * 1024) {
     check_cuda(cudaFuncSetAttribute(shrink<TILES, COLLECT>,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
                "lora shrink");
   }
-  shrink<TILES, COLLECT><<<dim3(columns, runs), kTileThreads, kShared, context.stream>>>(args);
+  shrink<TILES, COLLECT><<<grid, kTileThreads, kShared, context.stream>>>(group_of(terms));
   check_launch("lora_shrink");
 }
 
 template <int TILES>
-void launch_tiles(const Context& context, const TileShrink& args) {
-  if (args.partials != nullptr) {
-    launch<TILES, true>(context, args);
+void launch_tiles(const Context& context, std::span<const TileShrink> terms) {
+  if (terms[0].partials != nullptr) {
+    launch<TILES, true>(context, terms);
   } else {
-    launch<TILES, false>(context, args);
+    launch<TILES, false>(context, terms);
   }
+}
+
+// At least, of a block that collects; and then a multiple of them.
+constexpr int64_t kCollectRows = 64;
+
+// Of a block whose warps all have channels of their own.
+int tile_channels(int ranks) {
+  return ranks <= 16 ? kBlockColumns<2> : kBlockColumns<4>;
 }
 
 }  // namespace
@@ -196,32 +265,42 @@ int padded_ranks(int ranks) {
   return ranks <= 8 ? 8 : ranks <= 16 ? 16 : ranks <= 32 ? 32 : 64;
 }
 
-int tile_columns(int ranks) {
-  return ranks <= 16 ? kBlockColumns<2> : kBlockColumns<4>;
+int64_t tile_columns(int64_t channels, int ranks, int row_warps) {
+  const int64_t each = tile_channels(ranks) / row_warps;
+  return (channels + each - 1) / each;
 }
 
-int64_t tile_run_rows(const Context& context, int64_t rows, int channels, int ranks, bool collect) {
-  constexpr int64_t kLeastRows = 64;
-  const int64_t columns = (channels + tile_columns(ranks) - 1) / tile_columns(ranks);
+int tile_row_warps(const Context& context, int64_t rows, int channels, int ranks) {
+  const int64_t columns = tile_columns(channels, ranks, 1);
+  const int64_t blocks = columns * ((rows + kCollectRows - 1) / kCollectRows);
+  if (4 * blocks <= context.multiprocessors || 4 * channels <= tile_channels(ranks)) {
+    return 4;
+  }
+  return 2 * blocks <= 2 * context.multiprocessors || 2 * channels <= tile_channels(ranks) ? 2 : 1;
+}
+
+int64_t tile_run_rows(const Context& context, int64_t rows, int64_t columns, int ranks,
+                      bool collect) {
   const int64_t runs = std::max<int64_t>(1, 2 * context.multiprocessors / columns);
-  int64_t each = std::max(kLeastRows, (rows + runs - 1) / runs);
+  const int64_t step = collect ? kCollectRows : kTileRows;
+  int64_t each = (rows + runs - 1) / runs;
   if (collect) {
     // With 8 R rows the sums are a quarter of the bytes of `wide`.
-    each = std::max(each, std::min<int64_t>(8 * padded_ranks(ranks), rows / 16));
+    each = std::max({each, kCollectRows, std::min<int64_t>(8 * padded_ranks(ranks), rows / 16)});
   }
-  return (each + kTileRows - 1) / kTileRows * kTileRows;
+  return (each + step - 1) / step * step;
 }
 
-void shrink_tiles(const Context& context, const TileShrink& args) {
-  switch (padded_ranks(args.ranks)) {
+void shrink_tiles(const Context& context, std::span<const TileShrink> terms) {
+  switch (padded_ranks(terms[0].ranks)) {
     case 8:
-      return launch_tiles<1>(context, args);
+      return launch_tiles<1>(context, terms);
     case 16:
-      return launch_tiles<2>(context, args);
+      return launch_tiles<2>(context, terms);
     case 32:
-      return launch_tiles<4>(context, args);
+      return launch_tiles<4>(context, terms);
     default:
-      return launch_tiles<8>(context, args);
+      return launch_tiles<8>(context, terms);
   }
 }
 

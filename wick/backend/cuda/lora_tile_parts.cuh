@@ -1,6 +1,7 @@
 // What the two tensor core kernels of LoRA do alike: loads into operands, and sums over rows.
 #pragma once
 
+#include "wick/backend/cuda/dependent.cuh"
 #include "wick/backend/cuda/elements.cuh"
 #include "wick/backend/cuda/lora_tiles.cuh"
 #include "wick/backend/cuda/tensor_core.cuh"
@@ -111,6 +112,98 @@ __device__ __forceinline__ float factor_at(const TileFactor& factor, int c, int 
   }
   return factor.rank_first ? factor.values[r * factor.stride + c]
                            : factor.values[c * factor.stride + r];
+}
+
+// Of a block's warps `row_warps` share the channels, each with 16 rows of every step.
+struct WarpPlace {
+  int column;  // which of the block's runs of 32 STRIPS channels
+  int row;     // of a step, its first
+  int step;    // rows
+};
+
+__device__ __forceinline__ WarpPlace warp_place(int row_warps) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int columns = kTileWarps / row_warps;
+  return {warp % columns, warp / columns * kTileRows, row_warps * kTileRows};
+}
+
+// Shared memory that add_row_warps wants.
+template <int TILES>
+constexpr size_t row_warp_bytes(int row_warps) {
+  const int columns = kTileWarps / row_warps;
+  return sizeof(float) * 32 * (kStrips<TILES> * 8 * TILES) * (kTileWarps - columns);
+}
+static_assert(row_warp_bytes<8>(4) <= 48 * 1024);
+
+// Adds, in order, what the warps of the same channels have collected, in the first of them.
+template <int TILES>
+__device__ __forceinline__ void add_row_warps(int row_warps, float4* shared,
+                                              float (&collected)[kStrips<TILES>][2][TILES][4]) {
+  if (row_warps == 1) {
+    return;
+  }
+  constexpr int kQuads = kStrips<TILES> * 2 * TILES;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int columns = kTileWarps / row_warps;
+  float(&quads)[kQuads][4] = reinterpret_cast<float(&)[kQuads][4]>(collected);
+  __syncthreads();  // the memory's last use
+  if (warp >= columns) {
+    float4* own = shared + (warp - columns) * kQuads * 32 + lane;
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i) {
+      own[32 * i] = {quads[i][0], quads[i][1], quads[i][2], quads[i][3]};
+    }
+  }
+  __syncthreads();
+  if (warp < columns) {
+    for (int from = warp; from < kTileWarps - columns; from += columns) {
+#pragma unroll
+      for (int i = 0; i < kQuads; ++i) {
+        const float4 quad = shared[(from * kQuads + i) * 32 + lane];
+        quads[i][0] += quad.x, quads[i][1] += quad.y, quads[i][2] += quad.z, quads[i][3] += quad.w;
+      }
+    }
+  }
+}
+
+// Channels (or, of B, ranks) `at` to at + 3 of row `row` of a factor with `vector`; zeros where not
+// wanted.
+__device__ __forceinline__ float4 factor_quad(const TileFactor& factor, int row, int at,
+                                              bool wanted) {
+  float4 quad = {0.0F, 0.0F, 0.0F, 0.0F};
+  if (wanted) {
+    quad = *reinterpret_cast<const float4*>(factor.values + row * factor.stride + at);
+  }
+  return quad;
+}
+
+// Operand B of the expand for the four matrices of channels of each strip.
+template <int TILES>
+struct ExpandFactor {
+  uint32_t of[kStrips<TILES>][4][TILES];
+};
+
+// Of B with `vector`: the four ranks of a pair of eights, 16 bytes.
+template <int TILES>
+__device__ __forceinline__ void load_quads_of_b(const TileFactor& from, int c0, int channels,
+                                                int ranks, ExpandFactor<TILES>& factor) {
+  const int g = static_cast<int>(threadIdx.x & 31) / 4;
+  const int q = static_cast<int>(threadIdx.x & 3);
+#pragma unroll
+  for (int strip = 0; strip < kStrips<TILES>; ++strip) {
+#pragma unroll
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      const int c = c0 + 32 * strip + 8 * (g / 2) + 2 * matrix + g % 2;
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile += 2) {
+        const int r = rank_of<TILES>(tile, q);
+        const float4 quad = factor_quad(from, c, r, c < channels && r < ranks);
+        factor.of[strip][matrix][tile] = pack_bf16(quad.x, quad.y);
+        factor.of[strip][matrix][tile + 1] = pack_bf16(quad.z, quad.w);
+      }
+    }
+  }
 }
 
 }  // namespace wick::cuda

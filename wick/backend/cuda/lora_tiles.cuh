@@ -11,7 +11,9 @@
 
 #include <cuda_bf16.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <span>
 
 #include "wick/backend/cuda/context.h"
 
@@ -24,6 +26,7 @@ struct TileFactor {
   const float* values = nullptr;
   int64_t stride = 0;       // of a row
   bool rank_first = false;  // rows are ranks (A) or channels (B)
+  bool vector = false;      // four neighbours of a row are aligned to 16 bytes, and all there
 };
 
 // parts[b,t,r] = sum of wide[t,c] factor[c,r] over the channels of column block b; and, where
@@ -39,6 +42,7 @@ struct TileShrink {
   int64_t narrow_stride = 0;
   float* partials = nullptr;  // [runs, channels, padded ranks]
   int64_t run_rows = 0;       // a multiple of 16
+  int row_warps = 1;
 };
 
 // With low = scaling sum_b parts[b] (or low itself where there are no parts): y (+)= y_scaling low
@@ -60,17 +64,39 @@ struct TileExpand {
   const __nv_bfloat16* wide = nullptr;
   float* partials = nullptr;
   int64_t run_rows = 0;
+  int row_warps = 1;
 };
 
-int padded_ranks(int ranks);  // 8, 16, 32 or 64
-int tile_columns(int ranks);  // channels of a block
-// Rows of a block: few enough to fill the device. A block that collects leaves a row of sums for
-// each channel, so it takes more rows where there are many.
-int64_t tile_run_rows(const Context& context, int64_t rows, int channels, int ranks, bool collect);
+// Products that one launch does: of equal rows, ranks and run_rows. Those that collect are alone.
+constexpr int kTileTerms = 4;
 
-void shrink_tiles(const Context& context, const TileShrink& args);
-void expand_tiles(const Context& context, const TileExpand& args);
-// The first stage of expand_tiles alone: low from the parts.
+template <class Term>
+struct TileGroup {
+  Term of[kTileTerms];
+};
+
+template <class Term>
+TileGroup<Term> group_of(std::span<const Term> terms) {
+  TileGroup<Term> group;
+  std::copy(terms.begin(), terms.end(), group.of);
+  return group;
+}
+
+int padded_ranks(int ranks);  // 8, 16, 32 or 64
+// How many blocks share the rows.
+int64_t tile_columns(int64_t channels, int ranks, int row_warps);
+// Of a block that collects: how many of its eight warps have the same channels (and other rows): 1,
+// 2 or 4, for more blocks where rows and channels are few.
+int tile_row_warps(const Context& context, int64_t rows, int channels, int ranks);
+// Rows of a block, where `columns` blocks share the rows: few enough to fill the device. A block
+// that collects leaves a row of sums for each channel, so it takes more rows where there are many.
+int64_t tile_run_rows(const Context& context, int64_t rows, int64_t columns, int ranks,
+                      bool collect);
+
+void shrink_tiles(const Context& context, std::span<const TileShrink> terms);
+// Follows shrink_tiles where there are parts.
+void expand_tiles(const Context& context, std::span<const TileExpand> terms);
+// The first stage of expand_tiles alone, right after shrink_tiles: low from the parts.
 void add_parts(const Context& context, const TileExpand& args);
 
 }  // namespace wick::cuda
