@@ -22,7 +22,6 @@ struct BackwardGroups {
   static constexpr int kThreads = kGroups * kGroupThreads;
   static constexpr int kResident = kBlocksResident;  // blocks a multiprocessor
   static constexpr int kOwn = kGroups * kGroupRows;
-  static constexpr int kOwnPanelBytes = kOwn * kPanelRowBytes;
   static constexpr int kOwnBytes = kOwn * kD * 2;
   static constexpr int kOtherBytes = kOtherRows * kD * 2;
   // Two own tiles, then twice two tiles of the others; what belongs to their rows, also twice.
@@ -37,7 +36,7 @@ using OtherRows = StageRows<kOtherRows>;
 struct Sight {
   bool any, all;
 };
-__device__ __forceinline__ Sight sight_of(const OtherRows& rows, int first_key) {
+[[maybe_unused]] __device__ __forceinline__ Sight sight_of(const OtherRows& rows, int first_key) {
   bool any = false;
   bool all = true;
 #pragma unroll
@@ -51,9 +50,10 @@ __device__ __forceinline__ Sight sight_of(const OtherRows& rows, int first_key) 
 }
 
 // scores[key][query] become probabilities; first_key is that of the warp.
-__device__ __forceinline__ void to_probabilities(const OtherRows& rows, bool all_visible,
-                                                 int first_key, float scale2,
-                                                 float (&scores)[1][8][4]) {
+[[maybe_unused]] __device__ __forceinline__ void to_probabilities(const OtherRows& rows,
+                                                                  bool all_visible, int first_key,
+                                                                  float scale2,
+                                                                  float (&scores)[1][8][4]) {
   const int lane = static_cast<int>(threadIdx.x % 32);
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
@@ -92,9 +92,9 @@ __device__ __forceinline__ void add_to_keys(uint32_t own, uint32_t stage, const 
   float p[1][8][4];  // transposed: [key][query]
   float ds[1][8][4];
   begin_products();
-  start_nt<kD, Tile::kOwnPanelBytes>(own, stage, p);
+  start_nt<kD, Tile::kOwn * kPanelRowBytes>(own, stage, p);
   commit_products();
-  start_nt<kD, Tile::kOwnPanelBytes>(own + Tile::kOwnBytes, d_o, ds);
+  start_nt<kD, Tile::kOwn * kPanelRowBytes>(own + Tile::kOwnBytes, d_o, ds);
   commit_products();
   wait_for_products<1>();
   settle(p);
@@ -244,9 +244,9 @@ __device__ __forceinline__ void add_to_queries(uint32_t own, uint32_t stage, con
   float p[1][8][4];
   float ds[1][8][4];
   begin_products();
-  start_nt<kD, Tile::kOwnPanelBytes>(own, stage, p);
+  start_nt<kD, Tile::kOwn * kPanelRowBytes>(own, stage, p);
   commit_products();
-  start_nt<kD, Tile::kOwnPanelBytes>(own + Tile::kOwnBytes, stage + Tile::kOtherBytes, ds);
+  start_nt<kD, Tile::kOwn * kPanelRowBytes>(own + Tile::kOwnBytes, stage + Tile::kOtherBytes, ds);
   commit_products();
   wait_for_products<1>();
   settle(p);
