@@ -357,7 +357,7 @@ void launch_tiles_of_head(const Context& context, const AttentionCall& call,
 int parts_of(const AttentionCall& call) {
   const int heads = call.H / call.G;
   const int64_t blocks = static_cast<int64_t>(divide_up(call.Tk, 64)) * call.G;
-  const int wanted = divide_up(call.D <= 64 ? 1024 : 512, std::max<int64_t>(blocks, 1));
+  const int wanted = divide_up(call.D <= 64 ? 2048 : 512, std::max<int64_t>(blocks, 1));
   const int heads_of_part = divide_up(heads, std::min(heads, wanted));
   return divide_up(heads, heads_of_part);
 }

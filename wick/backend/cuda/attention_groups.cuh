@@ -114,29 +114,47 @@ __device__ __forceinline__ void settle(float (&acc)[1][kColumns][4]) {
   }
 }
 
-// c[64,64] = a[64,16] b[64,16]^T, plus c where `add`.
-template <int add>
+// c[64,64] = a[64,16] b[64,16]^T.
 __device__ __forceinline__ void start_product(uint64_t a, uint64_t b, float (*c)[4]) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile(
-      "{\n.reg .pred add;\nsetp.ne.b32 add, %34, 0;\n"
+      "{\n.reg .pred none;\nsetp.ne.b32 none, 0, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, add, 1, 1, 0, 0;\n}"
+      "%32, %33, none, 1, 1, 0, 0;\n}"
+      : "=&f"(c[0][0]), "=&f"(c[0][1]), "=&f"(c[0][2]), "=&f"(c[0][3]), "=&f"(c[1][0]),
+        "=&f"(c[1][1]), "=&f"(c[1][2]), "=&f"(c[1][3]), "=&f"(c[2][0]), "=&f"(c[2][1]),
+        "=&f"(c[2][2]), "=&f"(c[2][3]), "=&f"(c[3][0]), "=&f"(c[3][1]), "=&f"(c[3][2]),
+        "=&f"(c[3][3]), "=&f"(c[4][0]), "=&f"(c[4][1]), "=&f"(c[4][2]), "=&f"(c[4][3]),
+        "=&f"(c[5][0]), "=&f"(c[5][1]), "=&f"(c[5][2]), "=&f"(c[5][3]), "=&f"(c[6][0]),
+        "=&f"(c[6][1]), "=&f"(c[6][2]), "=&f"(c[6][3]), "=&f"(c[7][0]), "=&f"(c[7][1]),
+        "=&f"(c[7][2]), "=&f"(c[7][3])
+      : "l"(a), "l"(b));
+#endif
+}
+
+// c[64,64] += a[64,16] b[64,16]^T.
+__device__ __forceinline__ void add_product(uint64_t a, uint64_t b, float (*c)[4]) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "%32, %33, 1, 1, 1, 0, 0;"
       : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]),
         "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]),
         "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]),
         "+f"(c[4][2]), "+f"(c[4][3]), "+f"(c[5][0]), "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]),
         "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]), "+f"(c[7][0]), "+f"(c[7][1]),
         "+f"(c[7][2]), "+f"(c[7][3])
-      : "l"(a), "l"(b), "n"(add));
+      : "l"(a), "l"(b));
 #endif
 }
 
 // c[64,64] += a[64,16] b[16,64].
-__device__ __forceinline__ void start_product_of_rows(const uint32_t (&a)[4], uint64_t b,
-                                                      float (*c)[4]) {
+__device__ __forceinline__ void add_product_of_rows(const uint32_t (&a)[4], uint64_t b,
+                                                    float (*c)[4]) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
@@ -162,9 +180,9 @@ __device__ __forceinline__ void start_nt(uint32_t a, uint32_t b, float (&acc)[1]
     const uint64_t left = panel_descriptor(a + step / 4 * a_panel + step % 4 * 32);
     const uint64_t right = panel_descriptor(b + step / 4 * kGroupPanelBytes + step % 4 * 32);
     if (step == 0) {
-      start_product<0>(left, right, acc[0]);
+      start_product(left, right, acc[0]);
     } else {
-      start_product<1>(left, right, acc[0]);
+      add_product(left, right, acc[0]);
     }
   }
 }
@@ -178,7 +196,7 @@ __device__ __forceinline__ void start_nn(const uint32_t (&p)[1][4][4], uint32_t 
 #pragma unroll
     for (int panel = 0; panel < kD / 64; ++panel) {
       const uint32_t from = b + panel * kGroupPanelBytes + step * 16 * kPanelRowBytes;
-      start_product_of_rows(p[0][step], panel_descriptor(from), acc[0] + panel * 8);
+      add_product_of_rows(p[0][step], panel_descriptor(from), acc[0] + panel * 8);
     }
   }
 }
