@@ -11,21 +11,12 @@
 // `parts` f32 copies of dk and dv, one for each share of a group's heads, added up in order.
 #include <algorithm>
 
-#include "wick/backend/cuda/attention_call.cuh"
-#include "wick/backend/cuda/attention_tiles.cuh"
+#include "wick/backend/cuda/attention_backward.cuh"
 #include "wick/backend/cuda/elements.cuh"
 
 namespace wick::cuda {
 
 namespace {
-
-struct BackwardTensors {
-  const __nv_bfloat16 *q, *k, *v, *d_o;
-  RowStatistics statistics;
-  __nv_bfloat16 *dq, *dk, *dv;
-  float *dk_parts, *dv_parts;  // [parts,Tk,G,D], where parts > 1
-  int parts;                   // shares of the heads of a group
-};
 
 // A warp owns 16 rows of the block's own tile and walks over tiles of kOther rows of the other
 // kind.
@@ -43,43 +34,6 @@ struct BackwardTile {
   // each.
   static constexpr int kStageBytes = 2 * kOtherBytes + kOther * 16;
   static constexpr int kSharedBytes = 2 * kOwnBytes + 2 * kStageBytes;
-};
-
-// dk, dv of 16 keys of a warp from f32 sums: straight into a part of [Tk,G,D].
-template <int kD>
-__device__ __forceinline__ void store_part(const float (&acc)[1][kD / 8][4], float factor,
-                                           int row_elements, int rows, int D, float* to) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = lane / 4 + 8 * half;
-#pragma unroll
-    for (int j = 0; j < kD / 8; ++j) {
-      const int i = j * 8 + lane % 4 * 2;
-      if (row < rows && i < D) {
-        *reinterpret_cast<float2*>(to + static_cast<int64_t>(row) * row_elements + i) = {
-            acc[0][j][2 * half] * factor, acc[0][j][2 * half + 1] * factor};
-      }
-    }
-  }
-}
-
-template <int kD>
-__device__ __forceinline__ void scale_rows(float factor, float (&acc)[1][kD / 8][4]) {
-#pragma unroll
-  for (int j = 0; j < kD / 8; ++j) {
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      acc[0][j][c] *= factor;
-    }
-  }
-}
-
-// What the queries of a stage bring along, behind their two tiles.
-template <int kOther>
-struct StageRows {
-  float2 of_head[kOther];
-  VisibleKeys keys[kOther];
 };
 
 // Whether all rows of the stage see all of kOwn keys; the same in all lanes.
@@ -373,13 +327,6 @@ void launch_tiles(const Context& context, const AttentionCall& call,
     allow_shared(backward_keys<Tile>, Tile::kSharedBytes);
     backward_keys<Tile><<<grid, kTileThreads, Tile::kSharedBytes, context.stream>>>(call, tensors);
     check_launch("attention_backward of keys");
-    if (tensors.parts > 1) {
-      const int64_t count = static_cast<int64_t>(call.Tk) * call.G * call.D;
-      const dim3 sum_grid(divide_up(count, 8 * 256), 2);
-      add_parts<<<sum_grid, 256, 0, context.stream>>>(tensors.dk_parts, tensors.dv_parts,
-                                                      tensors.parts, count, tensors.dk, tensors.dv);
-      check_launch("attention_backward of parts");
-    }
   }
   if (call.Tq > 0) {
     const dim3 grid(call.H, divide_up(call.Tq, Tile::kOwn));
@@ -390,12 +337,27 @@ void launch_tiles(const Context& context, const AttentionCall& call,
   }
 }
 
-// Shares of a group's heads: as many as make some 1024 blocks of the tiles of keys, whatever the
-// device, so that results do not depend on it.
+// Heads between these sizes are padded with zeros.
+void launch_tiles_of_head(const Context& context, const AttentionCall& call,
+                          const BackwardTensors& tensors) {
+  if (call.D <= 64) {
+    launch_tiles<BackwardTile<64, 64>>(context, call, tensors);
+  } else if (call.D <= 80) {
+    launch_tiles<BackwardTile<80, 64>>(context, call, tensors);
+  } else if (call.D <= 96) {
+    launch_tiles<BackwardTile<96, 64>>(context, call, tensors);
+  } else {
+    launch_tiles<BackwardTile<128, 64>>(context, call, tensors);
+  }
+}
+
+// Shares of a group's heads: as many as make so many blocks of the tiles of keys, of which a
+// multiprocessor runs three, or two of large heads. They do not depend on the device, so that
+// results do not.
 int parts_of(const AttentionCall& call) {
   const int heads = call.H / call.G;
   const int64_t blocks = static_cast<int64_t>(divide_up(call.Tk, 64)) * call.G;
-  const int wanted = divide_up(1024, std::max<int64_t>(blocks, 1));
+  const int wanted = divide_up(call.D <= 64 ? 2048 : 512, std::max<int64_t>(blocks, 1));
   const int heads_of_part = divide_up(heads, std::min(heads, wanted));
   return divide_up(heads, heads_of_part);
 }
@@ -417,14 +379,14 @@ void backward_tiles(const Context& context, const AttentionResults& forward,
                                 scratch.as<float>(),
                                 scratch.as<float>() + (parts > 1 ? parts * dk.elements() : 0),
                                 parts};
-  if (call.D <= 64) {
-    launch_tiles<BackwardTile<64, 64>>(context, call, tensors);
-  } else if (call.D <= 80) {
-    launch_tiles<BackwardTile<80, 64>>(context, call, tensors);
-  } else if (call.D <= 96) {
-    launch_tiles<BackwardTile<96, 64>>(context, call, tensors);
-  } else {
-    launch_tiles<BackwardTile<128, 64>>(context, call, tensors);
+  if (!backward_groups(context, call, tensors)) {
+    launch_tiles_of_head(context, call, tensors);
+  }
+  if (parts > 1 && call.Tk > 0) {
+    const dim3 grid(divide_up(dk.elements(), 8 * 256), 2);
+    add_parts<<<grid, 256, 0, context.stream>>>(tensors.dk_parts, tensors.dv_parts, parts,
+                                                dk.elements(), tensors.dk, tensors.dv);
+    check_launch("attention_backward of parts");
   }
 }
 

@@ -2,6 +2,8 @@
 // roads that attention.cu and attention_backward.cu choose between.
 #pragma once
 
+#include <cuda_bf16.h>
+
 #include <climits>
 #include <cmath>
 #include <cstdint>
@@ -159,6 +161,18 @@ void attention_plain(const Context& context, const Tensor& q, const Tensor& k, c
 // The road for few queries and many keys, bf16 in chunks.
 void attention_decode(const Context& context, const Tensor& q, const Tensor& k, const Tensor& v,
                       const AttentionCall& call, const Tensor& o, const Tensor& lse);
+
+// As bf16 in chunks.
+struct ForwardTensors {
+  const __nv_bfloat16 *q, *k, *v;
+  __nv_bfloat16* o;
+  float* lse;  // null: not wanted
+};
+
+// The road of compute capability 9.0, for heads of 64 and 128. False, and nothing done, where it
+// cannot be taken.
+bool attention_groups(const Context& context, const AttentionCall& call,
+                      const ForwardTensors& tensors);
 
 // What the backward kernels know of the forward pass, by row and head.
 struct RowStatistics {
