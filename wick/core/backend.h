@@ -163,6 +163,10 @@ class Backend {
   // One token from logits [V] (overwritten): penalty, then temperature, then top-k, then top-p.  id
   // i32 [1].
   virtual void sample(const SampleArgs& args, Out logits, Out id) = 0;
+  // h = act(g) * u [T,F] of the two outputs of `linears`, which may be left unwritten. Composed
+  // unless a back end fuses them.
+  virtual void gated_linears(In x, std::span<const LinearTerm> g_and_u, Activation activation,
+                             Out h);
 };
 
 }  // namespace wick

@@ -13,6 +13,7 @@
 #include <algorithm>
 
 #include "wick/backend/cuda/attention_call.cuh"
+#include "wick/backend/cuda/early_launch.cuh"
 #include "wick/backend/cuda/tensor_core.cuh"
 
 namespace wick::cuda {
@@ -272,6 +273,17 @@ __global__ void __launch_bounds__(kThreads)
   const int count = min(call.Tq * heads - first, kQueries);
   const int chunks = call.D / 8;
 
+  let_next_start();
+  if (threadIdx.x < kQueries) {
+    VisibleKeys keys{0, 0};
+    if (static_cast<int>(threadIdx.x) < count) {
+      keys = visible_keys(call, (first + static_cast<int>(threadIdx.x)) / heads);
+      keys.begin = max(keys.begin, part * tensors.part_keys);
+      keys.end = min(keys.end, (part + 1) * tensors.part_keys);
+    }
+    shared.keys[threadIdx.x] = keys.empty() ? VisibleKeys{0, 0} : keys;
+  }
+  wait_for_previous();
   DecodeWarp<kD> mine;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -283,15 +295,6 @@ __global__ void __launch_bounds__(kThreads)
       const int chunk = lane % 4 + 4 * i;
       mine.q[i][half] = read_chunk(row, chunk, query < count && chunk < chunks);
     }
-  }
-  if (threadIdx.x < kQueries) {
-    VisibleKeys keys{0, 0};
-    if (static_cast<int>(threadIdx.x) < count) {
-      keys = visible_keys(call, (first + static_cast<int>(threadIdx.x)) / heads);
-      keys.begin = max(keys.begin, part * tensors.part_keys);
-      keys.end = min(keys.end, (part + 1) * tensors.part_keys);
-    }
-    shared.keys[threadIdx.x] = keys.empty() ? VisibleKeys{0, 0} : keys;
   }
   __syncthreads();
   const KeyBounds bounds = key_bounds(shared.keys, kQueries);
@@ -339,7 +342,9 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ float sum_of_warp[kWarps];
   const int at = static_cast<int>(blockIdx.x);  // of [Tq,H]
   const int64_t stride = static_cast<int64_t>(call.Tq) * call.H;
+  let_next_start();
   const VisibleKeys keys = visible_keys(call, at / call.H);
+  wait_for_previous();
   const int first = keys.begin / tensors.part_keys;
   const int parts = keys.empty() ? 0 : (keys.end - 1) / tensors.part_keys + 1 - first;
   const int thread = static_cast<int>(threadIdx.x);
@@ -413,10 +418,10 @@ void launch_decode(const Context& context, const AttentionCall& call,
   const dim3 grid(tensors.parts, call.G, groups);
   constexpr int kBytes = sizeof(DecodeShared<kD>);
   allow_shared(decode_part<kD>, kBytes);
-  decode_part<kD><<<grid, kThreads, kBytes, context.stream>>>(call, tensors);
+  launch_early(context, true, decode_part<kD>, grid, kThreads, kBytes, call, tensors);
   check_launch("attention of few queries");
   if (tensors.parts > 1) {
-    combine_parts<kD><<<call.Tq * call.H, kThreads, 0, context.stream>>>(call, tensors);
+    launch_early(context, true, combine_parts<kD>, call.Tq * call.H, kThreads, 0, call, tensors);
     check_launch("attention of few queries, parts");
   }
 }

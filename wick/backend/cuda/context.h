@@ -22,6 +22,7 @@ struct Context {
   int multiprocessors = 0;
   int compute_capability = 0;  // 90 for 9.0
   size_t shared_bytes = 0;     // that a block may opt into
+  int* counters = nullptr;     // two, 0 between kernels: for blocks that wait for each other
 };
 
 // Throws Error naming `what` and the reason; DeviceLost where the device is gone.

@@ -55,6 +55,11 @@ CudaBackend::CudaBackend() {
   context_.compute_capability = major * 10 + minor;
   context_.shared_bytes =
       static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  void* counters = nullptr;
+  check_cuda(cudaMalloc(&counters, 2 * sizeof(int)), "memory for counters");
+  counters_.reset(counters);
+  check_cuda(cudaMemsetAsync(counters, 0, 2 * sizeof(int), stream), "clearing counters");
+  context_.counters = static_cast<int*>(counters);
   staging_ = std::make_unique<Staging>(stream);
   plans_ = std::make_unique<MatmulPlans>(context_);
   context_.plans = plans_.get();
@@ -149,6 +154,13 @@ void CudaBackend::linears(In x, std::span<const LinearTerm> terms) {
       args.accumulate = true;
     }
     cuda::matmul(context_, x, term.weight, args, term.y);
+  }
+}
+
+void CudaBackend::gated_linears(In x, std::span<const LinearTerm> terms, Activation activation,
+                                Out h) {
+  if (!gated_linears_row(context_, x, terms, activation, h)) {
+    Backend::gated_linears(x, terms, activation, h);
   }
 }
 
