@@ -92,7 +92,7 @@ class CudaBackend final : public Backend {
   std::shared_ptr<DeviceMemory> memory_;
   std::unique_ptr<Staging> staging_;
   std::unique_ptr<MatmulPlans> plans_;
-  std::unique_ptr<void, Free> counters_;
+  std::unique_ptr<void, Free> mailbox_;
   int recorders_ = 0;
 };
 

@@ -98,10 +98,11 @@ bool linears_row(const Context& context, std::span<const LinearTerm> terms, Line
   RowLinearsArgs row{};
   row.linears = args;
   share_tasks(terms, row);
+  if (row.tasks > Mailbox::kSlots) {
+    return false;
+  }
   const unsigned grid = share_out(context, gated != nullptr ? 1 : args.terms, row);
-  const Scratch partial(context, sizeof(float) * row.tasks);
-  row.partial = partial.as<float>();
-  row.counters = context.counters;
+  row.mailbox = context.mailbox;
   if (gated != nullptr) {
     row.gelu = gated->activation == Activation::gelu_tanh;
     row.h = gated->h.address();

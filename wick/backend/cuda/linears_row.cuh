@@ -5,9 +5,9 @@
 // early_launch.cuh). A gated pair takes two channels a warp and writes act(g) u.
 //
 // The low-rank half has a warp of its own in each block. The first blocks' shrink A, up to 1024
-// columns of a row each, and count what they have done; each block then waits for all, while its
-// other warps multiply, and the channels end with lane r's scaling s[r] B[n,r]. Blocks that are
-// waited for wait for nobody and have the smallest numbers, so they always run.
+// columns of a row each, and post their sums; each block's waits for those that it needs, while its
+// other warps multiply, and the channels end with lane r's scaling s[r] B[n,r]. Blocks post before
+// they wait, and those that post have the smallest numbers, so what is waited for always runs.
 #pragma once
 
 #include "wick/backend/cuda/activate.cuh"
@@ -27,20 +27,23 @@ struct RowLinearsArgs {
   int tasks;                      // of all adapters; 0: no warp for them
   int first_task[kLinearsTerms];  // of term.s_rank x pieces
   int ranks[kLinearsTerms];       // widest of the term's adapters
-  float* partial;                 // [tasks]
-  int* counters;                  // tasks done, blocks that know: 0 before and after
-  bool gelu;                      // of a gated pair
+  Mailbox mailbox;
+  bool gelu;  // of a gated pair
   void* h;
 };
 
-__device__ __forceinline__ void add_release(int* counter, int count) {
-  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(counter), "r"(count) : "memory");
+// A task's sum beside the number of the launch, in one word: whoever finds the number has the sum.
+__device__ __forceinline__ void post(uint64_t* slot, float sum, uint32_t launch) {
+  const uint64_t word = uint64_t{launch} << 32 | __float_as_uint(sum);
+  asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(slot), "l"(word) : "memory");
 }
 
-__device__ __forceinline__ int load_acquire(const int* counter) {
-  int value;
-  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
-  return value;
+__device__ __forceinline__ float await(const uint64_t* slot, uint32_t launch) {
+  uint64_t word;
+  do {
+    asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(word) : "l"(slot) : "memory");
+  } while (static_cast<uint32_t>(word >> 32) != launch);
+  return __uint_as_float(static_cast<uint32_t>(word));
 }
 
 // A task of the shrink: up to kPieceColumns of a row of A.
@@ -98,18 +101,18 @@ __device__ __forceinline__ float shrink_piece(const T* x, const ShrinkPiece& pie
   return warp_sum(sum);
 }
 
-// low[r] = scaling s[r] of one term, once all tasks are done; writes s too.
+// low[r] = scaling s[r] of one term, as its tasks are done; writes s too.
 template <class T>
-__device__ __forceinline__ void gather_low(const RowLinearsArgs& args, int index, bool writes,
-                                           float* low) {
+__device__ __forceinline__ void gather_low(const RowLinearsArgs& args, int index, uint32_t launch,
+                                           bool writes, float* low) {
   const TermView& term = args.linears.term[index];
   const AdapterView* adapter = term.adapters > 0 ? adapter_of(args.linears, term, 0) : nullptr;
   for (int r = threadIdx.x & 31; r < args.ranks[index]; r += 32) {
     float sum = 0.0F;
     if (adapter != nullptr && r < adapter->rank) {
-      const float* from = args.partial + args.first_task[index] + r * args.pieces;
+      const uint64_t* from = args.mailbox.slots + args.first_task[index] + r * args.pieces;
       for (int piece = 0; piece < args.pieces; ++piece) {
-        sum += __ldcg(from + piece);
+        sum += await(from + piece, launch);
       }
       if (writes) {
         static_cast<T*>(term.s)[r] = from_float<T>(sum);
@@ -134,7 +137,7 @@ __device__ __forceinline__ void shrink_and_gather(const RowLinearsArgs& args, in
     read_piece(piece, factors);
   }
   wait_for_previous();
-  int done = 0;
+  const uint32_t launch = args.mailbox.state->launch;
   for (int task = first; task < args.tasks; task += blocks) {
     if (task != first) {
       piece = piece_of(args, task);
@@ -142,27 +145,18 @@ __device__ __forceinline__ void shrink_and_gather(const RowLinearsArgs& args, in
     }
     const float sum = shrink_piece(static_cast<const T*>(args.linears.x), piece, factors);
     if (lane == 0) {
-      args.partial[task] = sum;
-    }
-    ++done;
-  }
-  if (lane == 0) {
-    if (done > 0) {
-      add_release(args.counters, done);
-    }
-    while (load_acquire(args.counters) < args.tasks) {
+      post(args.mailbox.slots + task, sum, launch);
     }
   }
-  __syncwarp();
 #pragma unroll
   for (int i = 0; i < CHANNELS; ++i) {
-    const int own = index + i;
-    gather_low<T>(args, own, first == args.linears.term[index].first_block,
+    gather_low<T>(args, index + i, launch, first == args.linears.term[index].first_block,
                   low + i * args.linears.width);
   }
-  if (lane == 0 && atomicAdd(args.counters + 1, 1) == blocks - 1) {
-    args.counters[0] = 0;
-    args.counters[1] = 0;
+  __syncwarp();
+  if (lane == 0 && atomicAdd(&args.mailbox.state->left, 1) == blocks - 1) {
+    args.mailbox.state->left = 0;
+    args.mailbox.state->launch = launch + 1;
   }
 }
 
