@@ -11,6 +11,7 @@
 
 #include "tests/reference/lora.h"
 #include "tests/reference/matmul.h"
+#include "tests/reference/rowwise.h"
 #include "tests/support/conformance.h"
 #include "wick/backend/registry.h"
 #include "wick/base/error.h"
@@ -314,6 +315,55 @@ TEST_P(Conformance, LinearsAreProductsWithTheirAdapters) {
             return std::vector{terms[0].y, terms[0].s, terms[1].y};
           },
           {y0, s, y1});
+    }
+  }
+}
+
+// gate(g, u) of two layers with adapters; few channels of a long input, and more than a round of
+// them, beside the plain case.
+TEST_P(Conformance, GatedLinearsAreLinearsAndTheirGate) {
+  constexpr int64_t R = 16;
+  const DType type = activations();
+  for (const auto [T, in, F] : {std::array<int64_t, 3>{1, 136, 72},
+                                {1, 5000, 40},
+                                {1, 40, 5003},
+                                {1, 37, 9},
+                                {2, 136, 72},
+                                {11, 136, 72}}) {
+    for (const Activation activation : {Activation::silu, Activation::gelu_tanh}) {
+      SCOPED_TRACE(fmt::format("T {} in {} F {}", T, in, F));
+      const Values x = random(T * in, type);
+      const std::array weights = {random(F * in, DType::bf16), random(F * in, DType::bf16)};
+      const Values bias = random(F, DType::bf16);
+      const std::array a = {random(R * in), random(R * in)};
+      const std::array b = {random(F * R), random(F * R)};
+      std::array<Values, 2> y = {Values(T * F), Values(T * F)};
+      Values s(T * R);
+      for (size_t i = 0; i < 2; ++i) {
+        reference::matmul(x.data(), weights[i].data(), i == 0 ? bias.data() : nullptr,
+                          MatmulForm::nt, false, {T, F, in}, y[i].data());
+        const reference::Adapter<double> adapter{a[i].data(), b[i].data(), R, 0.75};
+        reference::lora_forward(x.data(), &adapter, nullptr, {T, in, F, R}, s.data(), y[i].data());
+      }
+      Values h(T * F);
+      reference::gate(y[0].data(), y[1].data(), activation, T * F, h.data());
+      expect_outputs(
+          [&](Backend& backend) {
+            std::array<LoraFactors, 2> factors;
+            std::array<LinearTerm, 2> terms;
+            for (size_t i = 0; i < terms.size(); ++i) {
+              factors[i] = {upload(backend, a[i], {R, in}), upload(backend, b[i], {F, R}), 0.75F};
+              terms[i].weight = upload(backend, weights[i], {F, in}, DType::bf16);
+              terms[i].adapters = std::span(&factors[i], 1);
+              terms[i].s = poisoned(backend, {T, R}, type);
+              terms[i].y = poisoned(backend, {T, F}, type);
+            }
+            terms[0].bias = upload(backend, bias, {F}, DType::bf16);
+            const Tensor result = poisoned(backend, {T, F}, type);
+            backend.gated_linears(upload(backend, x, {T, in}, type), terms, activation, result);
+            return std::vector{result};
+          },
+          {h});
     }
   }
 }

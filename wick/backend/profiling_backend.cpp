@@ -56,6 +56,28 @@ AdapterSizes sizes_of(std::span<const LoraFactors> adapters) {
   return sum;
 }
 
+KernelCost cost_of(const Tensor& x, std::span<const LinearTerm> terms) {
+  KernelCost cost{.bytes = bytes_of(x)};
+  for (const LinearTerm& term : terms) {
+    const AdapterSizes sum = sizes_of(term.adapters);
+    const double adapter = count(sum.rank) * count(x.columns() + term.y.columns());
+    cost.flops += 2.0 * count(x.rows()) * (count(term.weight.elements()) + adapter);
+    cost.bytes += bytes_of(term.weight, term.bias, term.row_adapter, term.s, term.y);
+    cost.bytes += 4.0 * sum.weights;
+  }
+  return cost;
+}
+
+std::string sizes_of(const Tensor& x, std::span<const LinearTerm> terms) {
+  std::string shape = sizes(x) + " ->";
+  for (const LinearTerm& term : terms) {
+    const AdapterSizes sum = sizes_of(term.adapters);
+    shape += fmt::format(" {}", term.y.columns());
+    shape += sum.rank > 0 ? fmt::format(" r{}", sum.rank) : "";
+  }
+  return shape;
+}
+
 }  // namespace
 
 template <class Work>
@@ -127,18 +149,16 @@ void ProfilingBackend::lora_backward(In x, In s, In dy, const LoraFactors& adapt
 }
 
 void ProfilingBackend::linears(In x, std::span<const LinearTerm> terms) {
-  KernelCost cost{.bytes = bytes_of(x)};
-  std::string shape = sizes(x) + " ->";
-  for (const LinearTerm& term : terms) {
-    const AdapterSizes sum = sizes_of(term.adapters);
-    const double adapter = count(sum.rank) * count(x.columns() + term.y.columns());
-    cost.flops += 2.0 * count(x.rows()) * (count(term.weight.elements()) + adapter);
-    cost.bytes += bytes_of(term.weight, term.bias, term.row_adapter, term.s, term.y);
-    cost.bytes += 4.0 * sum.weights;
-    shape += fmt::format(" {}", term.y.columns());
-    shape += sum.rank > 0 ? fmt::format(" r{}", sum.rank) : "";
-  }
-  timed("linears", shape, cost, [&] { inner_.linears(x, terms); });
+  timed("linears", sizes_of(x, terms), cost_of(x, terms), [&] { inner_.linears(x, terms); });
+}
+
+void ProfilingBackend::gated_linears(In x, std::span<const LinearTerm> g_and_u,
+                                     Activation activation, Out h) {
+  KernelCost cost = cost_of(x, g_and_u);
+  cost.flops += 6.0 * count(h.elements());
+  cost.bytes += bytes_of(h) - bytes_of(g_and_u[0].y, g_and_u[1].y);
+  timed("gated_linears", sizes_of(x, g_and_u), cost,
+        [&] { inner_.gated_linears(x, g_and_u, activation, h); });
 }
 
 void ProfilingBackend::add_column_sums(In x, Out out) {

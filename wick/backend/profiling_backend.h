@@ -38,6 +38,8 @@ class ProfilingBackend : public Backend {
   void lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da, Out db,
                      Out dx) override;
   void linears(In x, std::span<const LinearTerm> terms) override;
+  void gated_linears(In x, std::span<const LinearTerm> g_and_u, Activation activation,
+                     Out h) override;
   void add_column_sums(In x, Out out) override;
 
   void attention(In q, In k, In v, In spans, const AttentionArgs& args, Out o, Out lse) override;

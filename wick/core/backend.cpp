@@ -26,6 +26,12 @@ void Backend::linears(In x, std::span<const LinearTerm> terms) {
   }
 }
 
+void Backend::gated_linears(In x, std::span<const LinearTerm> g_and_u, Activation activation,
+                            Out h) {
+  linears(x, g_and_u);
+  gate(g_and_u[0].y, g_and_u[1].y, activation, h);
+}
+
 void Backend::rope_append(In positions, In table, Out q, Out k, In v, Out k_cache, Out v_cache) {
   rope(q, positions, table, RopeDirection::forward, q);
   rope(k, positions, table, RopeDirection::forward, k);

@@ -83,6 +83,10 @@ class Backend {
   // Linear layers of one input, each y = x W^T (+ bias), then lora_forward: what attention's q, k,
   // v or an MLP's gate and up are. Composed of the two above unless a back end fuses them.
   virtual void linears(In x, std::span<const LinearTerm> terms);
+  // h = act(g) * u [T,F] of the two outputs of `linears`, which may be left unwritten. Composed
+  // unless a back end fuses them.
+  virtual void gated_linears(In x, std::span<const LinearTerm> g_and_u, Activation activation,
+                             Out h);
   // out[N] += sum over rows of x[T,N] (bias gradients).
   virtual void add_column_sums(In x, Out out) = 0;
 

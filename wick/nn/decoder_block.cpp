@@ -5,7 +5,6 @@
 #include <array>
 #include <cmath>
 
-#include "wick/ops/activation.h"
 #include "wick/ops/attention.h"
 #include "wick/ops/norm.h"
 
@@ -72,8 +71,7 @@ class Run {
 
   Var gated(const Var& n) const {
     const std::array layers = {&block_.gate_proj, &block_.up_proj};
-    const std::vector<Var> both = forward_group(backend_, tape_, n, layers, context_);
-    return gate(backend_, tape_, both[0], both[1], shape_.activation);
+    return forward_gated(backend_, tape_, n, layers, shape_.activation, context_);
   }
 
   Var linear(const LinearLayer& layer, const Var& x) const {

@@ -2,6 +2,7 @@
 #include "wick/nn/linear_layer.h"
 
 #include "wick/base/error.h"
+#include "wick/ops/activation.h"
 #include "wick/ops/lora_linear.h"
 
 namespace wick {
@@ -31,9 +32,10 @@ Var LinearLayer::forward(Backend& backend, Tape* tape, const Var& x,
   return forward_group(backend, tape, x, {&self, 1}, context).front();
 }
 
-std::vector<Var> forward_group(Backend& backend, Tape* tape, const Var& x,
-                               std::span<const LinearLayer* const> layers,
-                               const StepContext& context) {
+namespace {
+
+std::vector<LinearInputs> inputs_of(std::span<const LinearLayer* const> layers,
+                                    const StepContext& context) {
   std::vector<LinearInputs> inputs;
   for (const LinearLayer* layer : layers) {
     LinearInputs& input = inputs.emplace_back(&layer->weight);
@@ -43,7 +45,26 @@ std::vector<Var> forward_group(Backend& backend, Tape* tape, const Var& x,
       input.lora.emplace(lora.a, lora.b, lora.scaling, dropout_of(lora, context));
     }
   }
-  return linear_group(backend, tape, x, inputs);
+  return inputs;
+}
+
+}  // namespace
+
+std::vector<Var> forward_group(Backend& backend, Tape* tape, const Var& x,
+                               std::span<const LinearLayer* const> layers,
+                               const StepContext& context) {
+  return linear_group(backend, tape, x, inputs_of(layers, context));
+}
+
+Var forward_gated(Backend& backend, Tape* tape, const Var& x,
+                  std::span<const LinearLayer* const> g_and_u, Activation activation,
+                  const StepContext& context) {
+  const std::vector<LinearInputs> inputs = inputs_of(g_and_u, context);
+  if (tape == nullptr) {
+    return gated_group(backend, x, inputs, activation);
+  }
+  const std::vector<Var> both = linear_group(backend, tape, x, inputs);
+  return gate(backend, tape, both[0], both[1], activation);
 }
 
 }  // namespace wick

@@ -51,4 +51,9 @@ std::vector<Var> forward_group(Backend& backend, Tape* tape, const Var& x,
                                std::span<const LinearLayer* const> layers,
                                const StepContext& context);
 
+// act(g) * u of two such layers, [T, F].
+Var forward_gated(Backend& backend, Tape* tape, const Var& x,
+                  std::span<const LinearLayer* const> g_and_u, Activation activation,
+                  const StepContext& context);
+
 }  // namespace wick

@@ -2,6 +2,7 @@
 #include "wick/ops/lora_linear.h"
 
 #include "wick/base/error.h"
+#include "wick/ops/activation.h"
 #include "wick/ops/linear.h"
 
 namespace wick {
@@ -74,12 +75,13 @@ bool drops(const LinearInputs& layer) {
   return layer.lora && layer.lora->dropout.probability > 0.0F;
 }
 
-// The outputs, and what each layer keeps of its adapter.
-std::vector<LinearTerm> run_forward(Backend& backend, const Tensor& x,
-                                    std::span<const LinearInputs> layers) {
+// What `linears` is told; `factors` outlives it.
+std::vector<LinearTerm> terms_of(Backend& backend, const Tensor& x,
+                                 std::span<const LinearInputs> layers,
+                                 std::vector<LoraFactors>& factors) {
   const int64_t T = x.rows();
   std::vector<LinearTerm> terms;
-  std::vector<LoraFactors> factors(layers.size());
+  factors.resize(layers.size());
   for (size_t i = 0; i < layers.size(); ++i) {
     const LinearInputs& layer = layers[i];
     check_linear(x, *layer.weight, layer.bias);
@@ -97,6 +99,14 @@ std::vector<LinearTerm> run_forward(Backend& backend, const Tensor& x,
     }
     terms.push_back(std::move(term));
   }
+  return terms;
+}
+
+// The outputs, and what each layer keeps of its adapter.
+std::vector<LinearTerm> run_forward(Backend& backend, const Tensor& x,
+                                    std::span<const LinearInputs> layers) {
+  std::vector<LoraFactors> factors;
+  std::vector<LinearTerm> terms = terms_of(backend, x, layers, factors);
   backend.linears(x, terms);
   for (size_t i = 0; i < layers.size(); ++i) {
     terms[i].adapters = {};
@@ -138,6 +148,22 @@ std::vector<Var> linear_group(Backend& backend, Tape* tape, const Var& x,
     outputs.push_back(tape->record(std::move(term.y), std::move(step)));
   }
   return outputs;
+}
+
+Var gated_group(Backend& backend, const Var& x, std::span<const LinearInputs> g_and_u,
+                Activation activation) {
+  if (drops(g_and_u[0]) || drops(g_and_u[1])) {
+    const std::vector<Var> both = linear_group(backend, nullptr, x, g_and_u);
+    return gate(backend, nullptr, both[0], both[1], activation);
+  }
+  std::vector<LoraFactors> factors;
+  const std::vector<LinearTerm> terms = terms_of(backend, x.value, g_and_u, factors);
+  const Tensor& g = terms[0].y;
+  check(g.shape() == terms[1].y.shape(), "gate: shapes differ: {} and {}", g.shape().to_string(),
+        terms[1].y.shape().to_string());
+  Tensor h = backend.allocate(g.shape(), g.dtype());
+  backend.gated_linears(x.value, terms, activation, h);
+  return {std::move(h)};
 }
 
 Var lora_linear(Backend& backend, Tape* tape, const Var& x, const Parameter& weight,

@@ -30,6 +30,10 @@ struct LinearInputs {
 std::vector<Var> linear_group(Backend& backend, Tape* tape, const Var& x,
                               std::span<const LinearInputs> layers);
 
+// gate(g, u) of a group of two, without a tape: then no back end need keep g and u.
+Var gated_group(Backend& backend, const Var& x, std::span<const LinearInputs> g_and_u,
+                Activation activation);
+
 Var lora_linear(Backend& backend, Tape* tape, const Var& x, const Parameter& weight,
                 const Parameter* bias, const LoraTerm& lora);
 

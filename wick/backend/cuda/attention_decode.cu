@@ -1,5 +1,6 @@
 // Attention of few queries over many keys: the keys are cut into parts, each a block, and a second
-// kernel brings the parts together (Flash-Decoding; Dao, Haziza, Massa, Sizov, 2023).
+// kernel brings the parts together (Flash-Decoding; Dao, Haziza, Massa, Sizov, 2023). Up to 1024
+// keys are one part, of more warps: a second launch costs more than they do.
 //
 // The grid follows from the capacity of the cache, not from how much of it is used: blocks of parts
 // that no query sees end at once, so one recorded graph serves a growing cache. All query heads of
@@ -8,23 +9,26 @@
 // index, nor a row of results the order of its columns, so both orders are chosen to make every
 // read 16 bytes of one row.
 //
-// Bound by the bytes of the keys and values seen; for short ones by two launches and three
-// dependent reads. Memory: parts Tq H (4 D + 8) bytes.
+// Bound by the bytes of the keys and values seen; for short ones by launches and dependent reads.
+// Memory: parts Tq H (4 D + 8) bytes.
 #include <algorithm>
 
 #include "wick/backend/cuda/attention_call.cuh"
+#include "wick/backend/cuda/early_launch.cuh"
 #include "wick/backend/cuda/tensor_core.cuh"
 
 namespace wick::cuda {
 
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = 32 * kWarps;
+constexpr int kPartWarps = 4;
+constexpr int kWholeWarps = 16;  // of a block that takes all keys, which are few
+constexpr int kThreads = 32 * kPartWarps;
 constexpr int kQueries = 16;     // a block's (row, head) pairs
 constexpr int kKeysOfWarp = 16;  // a step's
-constexpr int kKeysOfBlock = kWarps * kKeysOfWarp;
+constexpr int kKeysOfPart = kPartWarps * kKeysOfWarp;
 constexpr int kMostParts = 128;
+constexpr int kMostWholeKeys = 1024;  // beyond, more blocks read faster than one
 
 struct DecodeTensors {
   const __nv_bfloat16 *q, *k, *v;
@@ -184,7 +188,7 @@ struct DecodeWarp {
 };
 
 // What the warps of a block leave of its part.
-template <int kD>
+template <int kD, int kWarps>
 struct DecodeShared {
   float o[kWarps][kQueries][kD];
   float largest[kWarps][kQueries];
@@ -193,9 +197,9 @@ struct DecodeShared {
 };
 
 // A warp's sums, for write_part.
-template <int kD>
+template <int kD, int kWarps>
 __device__ __forceinline__ void leave(const DecodeWarp<kD>& mine, int warp,
-                                      DecodeShared<kD>& shared) {
+                                      DecodeShared<kD, kWarps>& shared) {
   const int lane = static_cast<int>(threadIdx.x % 32);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -217,14 +221,14 @@ __device__ __forceinline__ int64_t row_head(const AttentionCall& call, int g, in
 }
 
 // Brings the warps together and writes the part, or the result where there is one part only.
-template <int kD>
+template <int kD, int kWarps>
 __device__ __forceinline__ void write_part(const AttentionCall& call, const DecodeTensors& tensors,
-                                           const DecodeShared<kD>& shared, int part, int g,
+                                           const DecodeShared<kD, kWarps>& shared, int part, int g,
                                            int first, int count) {
-  for (int at = static_cast<int>(threadIdx.x); at < kQueries * kD; at += kThreads) {
+  for (int at = static_cast<int>(threadIdx.x); at < count * kD; at += 32 * kWarps) {
     const int query = at / kD;
     const int i = at % kD;
-    if (query >= count || i >= call.D || (tensors.parts > 1 && shared.keys[query].empty())) {
+    if (i >= call.D || (tensors.parts > 1 && shared.keys[query].empty())) {
       continue;
     }
     float largest = shared.largest[0][query];
@@ -258,11 +262,11 @@ __device__ __forceinline__ void write_part(const AttentionCall& call, const Deco
 }
 
 // Grid: parts, G, groups of 16 queries.
-template <int kD>
-__global__ void __launch_bounds__(kThreads)
+template <int kD, int kWarps>
+__global__ void __launch_bounds__(32 * kWarps)
     decode_part(const AttentionCall call, const DecodeTensors tensors) {
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<DecodeShared<kD>*>(memory);
+  auto& shared = *reinterpret_cast<DecodeShared<kD, kWarps>*>(memory);
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int warp = static_cast<int>(threadIdx.x / 32);
   const int part = static_cast<int>(blockIdx.x);
@@ -272,6 +276,17 @@ __global__ void __launch_bounds__(kThreads)
   const int count = min(call.Tq * heads - first, kQueries);
   const int chunks = call.D / 8;
 
+  let_next_start();
+  if (threadIdx.x < kQueries) {
+    VisibleKeys keys{0, 0};
+    if (static_cast<int>(threadIdx.x) < count) {
+      keys = visible_keys(call, (first + static_cast<int>(threadIdx.x)) / heads);
+      keys.begin = max(keys.begin, part * tensors.part_keys);
+      keys.end = min(keys.end, (part + 1) * tensors.part_keys);
+    }
+    shared.keys[threadIdx.x] = keys.empty() ? VisibleKeys{0, 0} : keys;
+  }
+  wait_for_previous();
   DecodeWarp<kD> mine;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -283,15 +298,6 @@ __global__ void __launch_bounds__(kThreads)
       const int chunk = lane % 4 + 4 * i;
       mine.q[i][half] = read_chunk(row, chunk, query < count && chunk < chunks);
     }
-  }
-  if (threadIdx.x < kQueries) {
-    VisibleKeys keys{0, 0};
-    if (static_cast<int>(threadIdx.x) < count) {
-      keys = visible_keys(call, (first + static_cast<int>(threadIdx.x)) / heads);
-      keys.begin = max(keys.begin, part * tensors.part_keys);
-      keys.end = min(keys.end, (part + 1) * tensors.part_keys);
-    }
-    shared.keys[threadIdx.x] = keys.empty() ? VisibleKeys{0, 0} : keys;
   }
   __syncthreads();
   const KeyBounds bounds = key_bounds(shared.keys, kQueries);
@@ -305,7 +311,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t k_row = static_cast<int64_t>(call.G) * call.D;
   const __nv_bfloat16* k = tensors.k + static_cast<int64_t>(g) * call.D;
   const __nv_bfloat16* v = tensors.v + static_cast<int64_t>(g) * call.D;
-  for (int from = bounds.begin + warp * kKeysOfWarp; from < bounds.end; from += kKeysOfBlock) {
+  for (int from = bounds.begin + warp * kKeysOfWarp; from < bounds.end;
+       from += kWarps * kKeysOfWarp) {
     DecodeStep<kD> step;
     step.read(k, v, k_row, from, bounds.end, chunks);
     float s[2][4] = {};
@@ -324,7 +331,7 @@ __global__ void __launch_bounds__(kThreads)
 
   leave(mine, warp, shared);
   __syncthreads();
-  write_part<kD>(call, tensors, shared, part, g, first, count);
+  write_part(call, tensors, shared, part, g, first, count);
 }
 
 // Grid: Tq H. A thread adds up four channels of every kGroups-th part.
@@ -335,11 +342,13 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kGroups = kThreads / kLanes;
   __shared__ float factors[kMostParts];
   __shared__ float4 sums[kGroups][kLanes];
-  __shared__ float largest_of_warp[kWarps];
-  __shared__ float sum_of_warp[kWarps];
+  __shared__ float largest_of_warp[kPartWarps];
+  __shared__ float sum_of_warp[kPartWarps];
   const int at = static_cast<int>(blockIdx.x);  // of [Tq,H]
   const int64_t stride = static_cast<int64_t>(call.Tq) * call.H;
+  let_next_start();
   const VisibleKeys keys = visible_keys(call, at / call.H);
+  wait_for_previous();
   const int first = keys.begin / tensors.part_keys;
   const int parts = keys.empty() ? 0 : (keys.end - 1) / tensors.part_keys + 1 - first;
   const int thread = static_cast<int>(threadIdx.x);
@@ -358,7 +367,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
+  for (int w = 0; w < kPartWarps; ++w) {
     largest = fmaxf(largest, largest_of_warp[w]);
   }
   const float factor = fast_exp2(stats.x - (largest == -INFINITY ? 0.0F : largest));
@@ -374,7 +383,7 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   sum = 0.0F;
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
+  for (int w = 0; w < kPartWarps; ++w) {
     sum += sum_of_warp[w];
   }
 
@@ -406,27 +415,38 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <int kD, int kWarps>
+void launch_parts(const Context& context, const AttentionCall& call, const DecodeTensors& tensors) {
+  const int groups = divide_up(static_cast<int64_t>(call.Tq) * (call.H / call.G), kQueries);
+  const dim3 grid(tensors.parts, call.G, groups);
+  constexpr int kBytes = sizeof(DecodeShared<kD, kWarps>);
+  allow_shared(decode_part<kD, kWarps>, kBytes);
+  launch_early(context, true, decode_part<kD, kWarps>, grid, 32 * kWarps, kBytes, call, tensors);
+  check_launch("attention of few queries");
+}
+
 template <int kD>
 void launch_decode(const Context& context, const AttentionCall& call,
                    const DecodeTensors& tensors) {
-  const int groups = divide_up(static_cast<int64_t>(call.Tq) * (call.H / call.G), kQueries);
-  const dim3 grid(tensors.parts, call.G, groups);
-  constexpr int kBytes = sizeof(DecodeShared<kD>);
-  allow_shared(decode_part<kD>, kBytes);
-  decode_part<kD><<<grid, kThreads, kBytes, context.stream>>>(call, tensors);
-  check_launch("attention of few queries");
-  if (tensors.parts > 1) {
-    combine_parts<kD><<<call.Tq * call.H, kThreads, 0, context.stream>>>(call, tensors);
-    check_launch("attention of few queries, parts");
+  if (tensors.parts == 1) {
+    launch_parts<kD, kD <= 64    ? kWholeWarps
+                     : kD <= 128 ? kWholeWarps / 2
+                                 : kPartWarps>(context, call, tensors);
+    return;
   }
+  launch_parts<kD, kPartWarps>(context, call, tensors);
+  launch_early(context, true, combine_parts<kD>, call.Tq * call.H, kThreads, 0, call, tensors);
+  check_launch("attention of few queries, parts");
 }
 
 }  // namespace
 
 void attention_decode(const Context& context, const Tensor& q, const Tensor& k, const Tensor& v,
                       const AttentionCall& call, const Tensor& o, const Tensor& lse) {
-  const int steps = divide_up(divide_up(call.Tk, kMostParts), kKeysOfBlock);
-  const int part_keys = std::max(steps, 1) * kKeysOfBlock;
+  const int steps = divide_up(divide_up(call.Tk, kMostParts), kKeysOfPart);
+  const int part_keys = call.D <= 128 && call.Tk <= kMostWholeKeys
+                            ? kMostWholeKeys
+                            : std::max(steps, 1) * kKeysOfPart;
   const int parts = std::max(divide_up(call.Tk, part_keys), 1);
   const size_t rows = parts > 1 ? static_cast<size_t>(parts) * call.Tq * call.H : 0;
   const Scratch scratch(context, rows * (call.D * sizeof(float) + sizeof(float2)));

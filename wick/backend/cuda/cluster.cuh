@@ -65,22 +65,29 @@ __device__ __forceinline__ float load_of_peer(const float* shared, int rank) {
 #endif
 }
 
-// Launches a kernel in clusters of `blocks`; 1: as any kernel.
+// Launches a kernel in clusters of `blocks`; 1: as any kernel. `early`: see early_launch.cuh.
 template <class Args>
 void launch_clusters(void (*kernel)(Args), unsigned grid, unsigned threads, unsigned blocks,
-                     size_t shared_bytes, cudaStream_t stream, const Args& args) {
+                     size_t shared_bytes, cudaStream_t stream, bool early, const Args& args) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = threads;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = blocks;
-  cluster.val.clusterDim.y = 1;
-  cluster.val.clusterDim.z = 1;
-  config.attrs = &cluster;
-  config.numAttrs = blocks > 1 ? 1 : 0;
+  cudaLaunchAttribute attributes[2]{};
+  config.attrs = attributes;
+  if (early) {
+    cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (blocks > 1) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = blocks;
+    cluster.val.clusterDim.y = 1;
+    cluster.val.clusterDim.z = 1;
+  }
   cudaLaunchKernelEx(&config, kernel, args);
 }
 

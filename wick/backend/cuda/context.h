@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 
 #include "wick/core/tensor.h"
 
@@ -15,6 +16,18 @@ namespace wick::cuda {
 class DeviceMemory;
 class MatmulPlans;
 
+// For blocks of one kernel that wait for each other: words that hold a value and the number of the
+// launch that it belongs to. One kernel at a time uses it.
+struct Mailbox {
+  static constexpr int kSlots = 8192;
+  struct State {
+    uint32_t launch;  // of the kernel that runs or comes next; at first not 0
+    int left;         // blocks of it that are done here; 0 between kernels
+  };
+  uint64_t* slots = nullptr;
+  State* state = nullptr;
+};
+
 struct Context {
   cudaStream_t stream = nullptr;
   DeviceMemory* memory = nullptr;
@@ -22,6 +35,7 @@ struct Context {
   int multiprocessors = 0;
   int compute_capability = 0;  // 90 for 9.0
   size_t shared_bytes = 0;     // that a block may opt into
+  Mailbox mailbox;
 };
 
 // Throws Error naming `what` and the reason; DeviceLost where the device is gone.

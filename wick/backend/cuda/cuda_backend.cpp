@@ -35,6 +35,23 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
+// Its memory; no slot holds a number that a launch will have soon.
+void* make_mailbox(cudaStream_t stream, Mailbox& mailbox) {
+  constexpr size_t kBytes = Mailbox::kSlots * sizeof(uint64_t) + sizeof(Mailbox::State);
+  void* memory = nullptr;
+  check_cuda(cudaMalloc(&memory, kBytes), "memory for a mailbox");
+  mailbox.slots = static_cast<uint64_t*>(memory);
+  mailbox.state = reinterpret_cast<Mailbox::State*>(mailbox.slots + Mailbox::kSlots);
+  const cudaError_t cleared = cudaMemsetAsync(memory, 0, kBytes, stream);
+  const cudaError_t begun = cudaMemsetAsync(&mailbox.state->launch, 1, sizeof(uint32_t), stream);
+  if (cleared != cudaSuccess || begun != cudaSuccess) {
+    cudaFree(memory);
+    check_cuda(cleared, "clearing a mailbox");
+    check_cuda(begun, "clearing a mailbox");
+  }
+  return memory;
+}
+
 }  // namespace
 
 CudaBackend::CudaBackend() {
@@ -55,6 +72,7 @@ CudaBackend::CudaBackend() {
   context_.compute_capability = major * 10 + minor;
   context_.shared_bytes =
       static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  mailbox_.reset(make_mailbox(stream, context_.mailbox));
   staging_ = std::make_unique<Staging>(stream);
   plans_ = std::make_unique<MatmulPlans>(context_);
   context_.plans = plans_.get();
@@ -147,6 +165,13 @@ void CudaBackend::linears(In x, std::span<const LinearTerm> terms) {
     const MatmulArgs args{.accumulate = !term.adapters.empty(),
                           .bias = term.bias ? &term.bias : nullptr};
     cuda::matmul(context_, x, term.weight, args, term.y);
+  }
+}
+
+void CudaBackend::gated_linears(In x, std::span<const LinearTerm> terms, Activation activation,
+                                Out h) {
+  if (!gated_linears_row(context_, x, terms, activation, h)) {
+    Backend::gated_linears(x, terms, activation, h);
   }
 }
 

@@ -46,6 +46,8 @@ class CudaBackend final : public Backend {
   void lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da, Out db,
                      Out dx) override;
   void linears(In x, std::span<const LinearTerm> terms) override;
+  void gated_linears(In x, std::span<const LinearTerm> terms, Activation activation,
+                     Out h) override;
   void add_column_sums(In x, Out out) override;
 
   void attention(In q, In k, In v, In spans, const AttentionArgs& args, Out o, Out lse) override;
@@ -82,6 +84,9 @@ class CudaBackend final : public Backend {
   struct DropStream {
     void operator()(CUstream_st* stream) const { cudaStreamDestroy(stream); }
   };
+  struct Free {
+    void operator()(void* memory) const { cudaFree(memory); }
+  };
 
   Context context_;
   std::unique_ptr<CUstream_st, DropStream> stream_;
@@ -89,6 +94,7 @@ class CudaBackend final : public Backend {
   std::shared_ptr<DeviceMemory> memory_;
   std::unique_ptr<Staging> staging_;
   std::unique_ptr<MatmulPlans> plans_;
+  std::unique_ptr<void, Free> mailbox_;
   int recorders_ = 0;
 };
 

@@ -1,5 +1,7 @@
 // Shares the channels of linear layers of few rows out, and picks their kernel.
-#include "wick/backend/cuda/linears_kernel.cuh"
+#include <algorithm>
+
+#include "wick/backend/cuda/linears_row.h"
 #include "wick/backend/cuda/lora.h"
 
 namespace wick::cuda {
@@ -49,7 +51,8 @@ void launch(const Context& context, const Plan& plan, const LinearsArgs& args) {
              1 > : args.rows <= 4 ? linears < T, W, MANY_CHANNELS ? 2 : 1, 4 > : linears < T, W,
              MANY_CHANNELS ? 2 : 1, 8 > ;
   const size_t shared = sizeof(float) * 2 * args.rows * args.width;
-  launch_clusters(kernel, plan.grid, kLinearsThreads, plan.cluster, shared, context.stream, args);
+  launch_clusters(kernel, plan.grid, kLinearsThreads, plan.cluster, shared, context.stream,
+                  context.compute_capability >= 90, args);
   check_launch("linears");
 }
 
@@ -88,7 +91,7 @@ bool takes(const Tensor& x, std::span<const LinearTerm> terms) {
          x.rows() >= 1 && x.rows() <= kFewRows;
 }
 
-TermView view_of(const LinearTerm& term) {
+TermView term_view(const LinearTerm& term) {
   TermView view{};
   view.weight = term.weight.address();
   view.bias = term.bias ? term.bias.address() : nullptr;
@@ -105,12 +108,7 @@ TermView view_of(const LinearTerm& term) {
   return view;
 }
 
-}  // namespace
-
-bool linears_few_rows(const Context& context, const Tensor& x, std::span<const LinearTerm> terms) {
-  if (!takes(x, terms)) {
-    return false;
-  }
+LinearsArgs linears_args(const Tensor& x, std::span<const LinearTerm> terms) {
   LinearsArgs args{};
   args.x = x.address();
   args.in = static_cast<int>(x.columns());
@@ -119,7 +117,7 @@ bool linears_few_rows(const Context& context, const Tensor& x, std::span<const L
   int adapters = 0;
   for (const LinearTerm& term : terms) {
     TermView& view = args.term[args.terms++];
-    view = view_of(term);
+    view = term_view(term);
     view.first_adapter = adapters;
     args.vector = args.vector && aligned_to(view.weight, 16);
     for (const LoraFactors& adapter : term.adapters) {
@@ -128,8 +126,33 @@ bool linears_few_rows(const Context& context, const Tensor& x, std::span<const L
     }
     args.width = std::max(args.width, widest(term.adapters));
   }
+  return args;
+}
+
+}  // namespace
+
+bool gated_linears_row(const Context& context, const Tensor& x, std::span<const LinearTerm> terms,
+                       Activation activation, const Tensor& h) {
+  if (!takes(x, terms) || x.rows() != 1) {
+    return false;
+  }
+  const GatedResult result{activation, h};
+  LinearsArgs args = linears_args(x, terms);
+  return linears_row(context, terms, args, x.dtype(), &result);
+}
+
+bool linears_few_rows(const Context& context, const Tensor& x, std::span<const LinearTerm> terms) {
+  if (!takes(x, terms)) {
+    return false;
+  }
+  LinearsArgs args = linears_args(x, terms);
+  if (x.rows() == 1 && linears_row(context, terms, args, x.dtype(), nullptr)) {
+    return true;
+  }
+  const bool adapted =
+      std::ranges::any_of(terms, [](const LinearTerm& term) { return !term.adapters.empty(); });
   const Plan plan =
-      share_out(context, adapters > 0, static_cast<int>(size_of(terms[0].weight.dtype())), args);
+      share_out(context, adapted, static_cast<int>(size_of(terms[0].weight.dtype())), args);
   if (plan.grid == 0) {
     return true;
   }

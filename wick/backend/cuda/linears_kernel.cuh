@@ -9,6 +9,7 @@
 #pragma once
 
 #include "wick/backend/cuda/cluster.cuh"
+#include "wick/backend/cuda/early_launch.cuh"
 #include "wick/backend/cuda/lora_adapters.cuh"
 
 namespace wick::cuda {
@@ -324,9 +325,11 @@ __global__ void __launch_bounds__(kLinearsThreads, kLinearsBlocks)
   WeightRows<W, CHANNELS> next;
   point(n, rows);
   WeightBatch<W, CHANNELS> batch;
+  let_next_start();
   if (args.vector && n < channels) {
     fetch(rows, args.in, batch);
   }
+  wait_for_previous();
   if (adapted) {
     shrink_part<T, ROWS>(args, term, partial);
     cluster_arrive();

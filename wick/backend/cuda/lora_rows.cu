@@ -203,7 +203,7 @@ void launch_rows(const Context& context, int rank, const RowsArgs& args) {
                       : rank <= 2 * kWarps ? forward_rows<TX, TY, ROWS, 2>
                                            : forward_rows<TX, TY, ROWS, 4>;
   launch_clusters(kernel, static_cast<unsigned>(groups * blocks), kThreads, blocks,
-                  2 * ROWS * args.width * sizeof(float), context.stream, args);
+                  2 * ROWS * args.width * sizeof(float), context.stream, false, args);
   check_launch("lora_forward_rows");
 }
 

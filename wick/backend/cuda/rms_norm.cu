@@ -1,5 +1,7 @@
 // RMS norm, alone or after a residual sum, and its gradient: one pass over the row.
 #include "wick/backend/cuda/column_sums.cuh"
+#include "wick/backend/cuda/early_launch.cuh"
+#include "wick/backend/cuda/lora.h"
 #include "wick/backend/cuda/rows.cuh"
 #include "wick/backend/cuda/rowwise.h"
 
@@ -26,11 +28,13 @@ __global__ void __launch_bounds__(kRowThreads)
   typename Own::Values x;
   typename Own::Values weights;
   float squares = 0;
+  let_next_start();
+  if constexpr (Own::kKept) {
+    Own::each(columns, [&](int k, int c) { load_run(weight + c, weights[k]); });
+  }
+  wait_for_previous();
   Own::each(columns, [&](int k, int c) {
     load_run(from.a + t * C + c, x[k]);
-    if constexpr (Own::kKept) {
-      load_run(weight + c, weights[k]);
-    }
     if constexpr (kAdd) {
       float other[kWidth];
       load_run(from.b + t * C + c, other);
@@ -133,9 +137,10 @@ void norm_rows(const Context& context, const Residual<T>& from, const Tensor& we
     const RowPlan plan =
         plan_rows(rows, C, in_runs(C, {from.a, from.b, from.sum, weights, y.address()}));
     with_vectors(plan, [&](auto vectors) {
-      rms_norm_kernel<vectors.value, kAdd><<<plan.grid, plan.block, 0, context.stream>>>(
-          from, weights, eps, rows, static_cast<int>(C), static_cast<T*>(y.address()),
-          rstd ? rstd.data<float>() : nullptr);
+      using W = std::remove_cvref_t<decltype(*weights)>;
+      launch_early(context, rows <= kFewRows, rms_norm_kernel<vectors.value, kAdd, T, W>, plan.grid,
+                   plan.block, 0, from, weights, eps, rows, static_cast<int>(C),
+                   static_cast<T*>(y.address()), rstd ? rstd.data<float>() : nullptr);
       check_launch("rms_norm");
     });
   });

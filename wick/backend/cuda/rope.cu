@@ -7,7 +7,9 @@
 #include <type_traits>
 
 #include "wick/backend/cuda/attention.h"
+#include "wick/backend/cuda/early_launch.cuh"
 #include "wick/backend/cuda/elements.cuh"
+#include "wick/backend/cuda/lora.h"
 
 namespace wick::cuda {
 
@@ -113,10 +115,12 @@ __global__ void __launch_bounds__(kThreads)
   const auto run = static_cast<int>(at % runs);
   const int64_t t = at / runs / heads;
   auto h = static_cast<int>(at / runs % heads);
+  let_next_start();
+  const int64_t position = t < tokens ? positions[t] : 0;
+  wait_for_previous();
   if (t >= tokens) {
     return;
   }
-  const int64_t position = positions[t];
   const float* angles = table + position * shape.R;
   if (h < H) {
     T* q = tensors.q + (t * H + h) * shape.D;
@@ -227,9 +231,9 @@ void rope_append(const Context& context, const Tensor& positions, const Tensor& 
                                    v_cache.data<T>()};
     with_width(shape, {&table, &q, &k, &v, &k_cache, &v_cache}, [&](auto width) {
       constexpr int kWide = decltype(width)::value;
-      rope_append_kernel<kWide>
-          <<<blocks_for(heads * shape.runs<kWide>()), kThreads, 0, context.stream>>>(
-              positions.data<int32_t>(), table.data<float>(), tokens, H, G, shape, tensors);
+      launch_early(context, tokens <= kFewRows, rope_append_kernel<kWide, T>,
+                   blocks_for(heads * shape.runs<kWide>()), kThreads, 0, positions.data<int32_t>(),
+                   table.data<float>(), tokens, H, G, shape, tensors);
     });
   });
   check_launch("rope_append");

@@ -1,7 +1,7 @@
 // Element-wise kernels: a thread maps a run of eight elements, and walks on where there are many.
 #include "wick/backend/cuda/rowwise.h"
 
-#include "wick/backend/cuda/fast_exp.cuh"
+#include "wick/backend/cuda/activate.cuh"
 #include "wick/backend/cuda/rows.cuh"
 
 namespace wick::cuda {
@@ -43,26 +43,6 @@ void map_elements(const Context& context, const Map& map, int64_t count,
     map_kernel<false><<<grid, kMapThreads, 0, context.stream>>>(map, count);
   }
   check_launch(name);
-}
-
-struct Activated {
-  float value, slope;
-};
-
-// gelu's tanh form is x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
-template <bool kGelu>
-__device__ __forceinline__ Activated activate(float x) {
-  if constexpr (!kGelu) {
-    const float open = fast_sigmoid(x);
-    const float value = x * open;
-    return {value, open + value * (1.0F - open)};
-  }
-  constexpr float kTwice = 2 * 0.7978845608F;
-  const float square = x * x;
-  const float open = fast_sigmoid(kTwice * x * (1.0F + 0.044715F * square));
-  const float value = x * open;
-  const float slope = kTwice * (1.0F + 3 * 0.044715F * square);
-  return {value, open + value * (1.0F - open) * slope};
 }
 
 template <bool kGelu, class T>
