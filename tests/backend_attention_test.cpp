@@ -147,14 +147,13 @@ TEST_P(Conformance, AttentionReadsNothingBehindTheKeysOfARun) {
   // A cache holds anything, here NaN, where no token has been written yet.
   const DType type = activations();
   for (const int32_t Tq : {1, 3, 40}) {
-    for (const int64_t D : {64, 33}) {
-      constexpr int64_t kCapacity = 700;
+    for (const auto& [D, capacity] : {std::array<int64_t, 2>{64, 700}, {64, 1500}, {33, 700}}) {
       constexpr int64_t H = 7;
       constexpr int32_t kUsed = 75;
       const std::vector<int32_t> spans = {0, Tq, 0, kUsed};
       const Values q = random(Tq * H * D, type);
-      Values k = random(kCapacity * D, type);
-      Values v = random(kCapacity * D, type);
+      Values k = random(capacity * D, type);
+      Values v = random(capacity * D, type);
       std::fill(k.begin() + kUsed * D, k.end(), std::nan(""));
       std::fill(v.begin() + kUsed * D, v.end(), std::nan(""));
       Values o(q.size());
@@ -162,12 +161,12 @@ TEST_P(Conformance, AttentionReadsNothingBehindTheKeysOfARun) {
       reference::attention(q.data(), k.data(), v.data(), spans.data(), {}, {H, 1, D, 1}, o.data(),
                            lse.data());
       expect_outputs(
-          [&](Backend& backend) {
+          [&, D = D, capacity = capacity](Backend& backend) {
             const Tensor device_o = poisoned(backend, {Tq, H, D}, type);
             const Tensor device_lse = poisoned(backend, {Tq, H});
             backend.attention(upload(backend, q, {Tq, H, D}, type),
-                              upload(backend, k, {kCapacity, 1, D}, type),
-                              upload(backend, v, {kCapacity, 1, D}, type),
+                              upload(backend, k, {capacity, 1, D}, type),
+                              upload(backend, v, {capacity, 1, D}, type),
                               upload_ids(backend, spans, {1, 4}), {}, device_o, device_lse);
             return std::vector{device_o, device_lse};
           },
