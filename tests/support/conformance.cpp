@@ -190,9 +190,9 @@ void Conformance::expect_outputs(const Kernel& kernel, const std::vector<Values>
 
 void Conformance::expect_near(const Values& actual, const Values& expected, DType dtype,
                               size_t output) const {
-  // A sum of many terms errs in proportion to its terms, not to what is left of them: hence the
-  // size of the whole output. Narrow activations round what a kernel keeps between its parts too,
-  // which also shows in outputs of full width; there sums stray twice as far.
+  // Narrow activations round what a kernel keeps between its parts too: an error in proportion to
+  // all numbers of the output, and in those of full width as well. Sums of many rounded products
+  // stray furthest from it, hence twice.
   const bool narrow = activations() != DType::f32;
   const double allowed = tolerance(narrow ? activations() : dtype);
   double square_sum = 0;
@@ -200,7 +200,7 @@ void Conformance::expect_near(const Values& actual, const Values& expected, DTyp
     square_sum += value * value;
   }
   const auto count = static_cast<double>(std::max<size_t>(1, expected.size()));
-  const double size = (narrow ? 2 : 1) * std::sqrt(square_sum / count);
+  const double size = narrow ? 2 * std::sqrt(square_sum / count) : 0;
   for (size_t i = 0; i < actual.size(); ++i) {
     const double wanted = expected[i];
     ASSERT_LE(std::abs(actual[i] - wanted), allowed * (1 + size + std::abs(wanted)))
