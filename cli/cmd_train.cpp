@@ -319,6 +319,7 @@ void tell_result(const TrainResult& result, const TrainFlags& flags) {
 TrainResult run_as_one_of(Communicator& ranks, ProfiledDevice& device, const TrainFlags& flags) {
   return together(ranks, [&] {
     Bundle bundle = open_model(device.backend(), flags);
+    flags.device.check_matmul_precision(device.backend(), bundle.decoder->matmul_precision());
     const TrainData data = read_data(flags, bundle);
     device.start();
     const TrainResult result = train_with_bar(bundle, data, flags.options, ranks);
@@ -375,6 +376,7 @@ void add_train(CLI::App& app) {
   add_optimiser_flags(*verb, *flags);
   add_output_flags(*verb, *flags);
   flags->device.add_to(*verb);
+  flags->device.add_matmul_precision_to(*verb);
   flags->profile.add_to(*verb);
   verb->footer(
       "Records are JSON lines: {\"text\"}, {\"prompt\", \"completion\"} or {\"messages\": [...]}.\n"

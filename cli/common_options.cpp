@@ -2,6 +2,8 @@
 #include "cli/common_options.h"
 
 #include "wick/backend/registry.h"
+#include "wick/base/error.h"
+#include "wick/base/log.h"
 
 namespace wick {
 
@@ -16,8 +18,42 @@ void DeviceFlags::add_to(CLI::App& verb) {
       ->group(group);
 }
 
+void DeviceFlags::add_matmul_precision_to(CLI::App& verb) {
+  matmul_precision = "auto";
+  verb.add_option("--matmul-precision", matmul_precision,
+                  "Products with bf16 weights: highest (f32 arithmetic), medium (the other side is "
+                  "rounded to bf16, sums are f32), or auto (medium where the CPU has instructions "
+                  "for bf16 products; on CUDA always medium)")
+      ->check(CLI::IsMember({"auto", "highest", "medium"}))
+      ->capture_default_str()
+      ->group("Device");
+}
+
 std::unique_ptr<Backend> DeviceFlags::make(const Place& place) const {
-  return make_backend(device, {.threads = threads, .place = place});
+  BackendOptions options{.threads = threads, .place = place};
+  if (matmul_precision == "auto") {
+    options.matmul_precision.reset();
+  } else if (matmul_precision == "medium") {
+    options.matmul_precision = MatmulPrecision::medium;
+  }
+  return make_backend(device, options);
+}
+
+void DeviceFlags::check_matmul_precision(const Backend& backend, MatmulPrecision precision) const {
+  check(matmul_precision != "highest" || precision == MatmulPrecision::highest,
+        "--matmul-precision highest: on {} the products of this model are of bf16 numbers; take "
+        "medium or auto, or --device cpu",
+        backend.name());
+  if (matmul_precision != "medium") {
+    return;
+  }
+  if (precision == MatmulPrecision::highest) {
+    log_warning("--matmul-precision medium changes nothing: the model's weights are not bf16");
+  } else if (backend.name() == "cpu" && fastest_matmul_precision() == MatmulPrecision::highest) {
+    log_warning(
+        "--matmul-precision medium: this CPU has no instructions for bf16 products; it rounds as "
+        "if it had, and is slower than at highest");
+  }
 }
 
 void ModelFlags::add_model_to(CLI::App& verb) {

@@ -9,16 +9,22 @@
 #include <memory>
 #include <string>
 
+#include "wick/core/backend.h"
 #include "wick/core/communicator.h"
 
 namespace wick {
 
-// --device and --threads.
+// --device and --threads, and for verbs that train --matmul-precision.
 struct DeviceFlags {
   std::string device = "auto";
   int threads = 0;
+  std::string matmul_precision = "highest";
 
   void add_to(CLI::App& verb);
+  void add_matmul_precision_to(CLI::App& verb);  // its default is auto
+  // Throws Error where the products of a model at `precision` are not what the flag asks for; warns
+  // where it asks for medium and that is no faster, or changes nothing.
+  void check_matmul_precision(const Backend& backend, MatmulPrecision precision) const;
   std::unique_ptr<Backend> make(const Place& place = {}) const;
 };
 

@@ -17,6 +17,9 @@ class ProfilingBackend : public Backend {
 
   std::string_view name() const override { return inner_.name(); }
   DType activation_type(DType weights) const override { return inner_.activation_type(weights); }
+  MatmulPrecision matmul_precision(DType weights) const override {
+    return inner_.matmul_precision(weights);
+  }
 
   Tensor allocate(const Shape& shape, DType dtype) override {
     return inner_.allocate(shape, dtype);

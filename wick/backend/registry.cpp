@@ -92,13 +92,19 @@ std::unique_ptr<Backend> make_backend(std::string_view device, const BackendOpti
     return make_backend(backend_names().back(), options);
   }
   if (device == "cpu") {
-    return std::make_unique<cpu::CpuBackend>(threads_of(options));
+    return std::make_unique<cpu::CpuBackend>(cpu::CpuOptions{
+        .threads = threads_of(options),
+        .matmul_precision = options.matmul_precision.value_or(fastest_matmul_precision())});
   }
   if (device == "cuda") {
     return make_cuda(options.place);
   }
   fail("unknown device \"{}\": this build has cpu{} (and auto, the best there is)", device,
        kHasCuda ? ", cuda" : "");
+}
+
+MatmulPrecision fastest_matmul_precision() {
+  return cpu::has_bf16_products() ? MatmulPrecision::medium : MatmulPrecision::highest;
 }
 
 std::unique_ptr<Communicator> join_processes() {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,6 +15,9 @@ namespace wick {
 struct BackendOptions {
   int threads = 0;  // CPU: 0 takes one a core that this process may use, less what `place` shares
   Place place;      // chooses among several GPUs
+  // CPU; empty: medium if that is fastest_matmul_precision(). On CUDA products take activations as they
+  // are, and Backend::matmul_precision says what that means.
+  std::optional<MatmulPrecision> matmul_precision = MatmulPrecision::highest;
 };
 
 // Those that this build has and this machine can use, the best last.
@@ -22,6 +26,11 @@ std::vector<std::string_view> backend_names();
 // One of backend_names, or "auto" (the best there is). Throws Error naming what this build has, or
 // why the device cannot be used.
 std::unique_ptr<Backend> make_backend(std::string_view device, const BackendOptions& options = {});
+
+// The precision at which the CPU multiplies by bf16 weights fastest: medium where it has
+// instructions for products of bf16 numbers. Without them medium gives the same within the rounding
+// of f32, and takes longer than highest.
+MatmulPrecision fastest_matmul_precision();
 
 // The processes that a launcher such as mpirun started with this one, or this one alone. MPI is
 // touched only where there are several, and may be started once in a process. Throws Error where

@@ -8,8 +8,9 @@
 //
 // Activations and their gradients are f32 or, where `activation_type` says so, bf16: all those of
 // one call have one type. Weights are f32, bf16 or f16; adapters, gradients of parameters, losses
-// and the statistics of norms and softmaxes are f32; arithmetic is at least f32. The result of a
-// kernel is the same bits whatever the number of threads.
+// and the statistics of norms and softmaxes are f32; arithmetic is at least f32, but for the
+// operands of products where `matmul_precision` says so. The result of a kernel is the same bits
+// whatever the number of threads.
 //
 // Shape letters: T tokens (rows), C channels, N outputs, H query heads, G key/value heads, D head
 // size, R rank, V vocabulary, S sequences, P positions.
@@ -48,6 +49,10 @@ class Backend {
   virtual std::string_view name() const = 0;  // "cpu", "cuda", "metal"
   // Of the activations of a model whose weights have the given type: f32, or bf16.
   virtual DType activation_type(DType /*weights*/) const { return DType::f32; }
+  // Of the products with weights of the given type.
+  virtual MatmulPrecision matmul_precision(DType /*weights*/) const {
+    return MatmulPrecision::highest;
+  }
   virtual std::unique_ptr<Recorder> make_recorder();
 
   // ---- memory

@@ -3,10 +3,20 @@
 
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 #include "wick/core/tensor.h"
 
 namespace wick {
+
+// What a product with bf16 weights may do to its other operand, in the terms of PyTorch's
+// set_float32_matmul_precision. highest: nothing, all arithmetic is f32. medium: it is rounded to
+// bf16 where there are more than a few rows; the sums stay f32.
+enum class MatmulPrecision : uint8_t { highest, medium };
+
+constexpr std::string_view name_of(MatmulPrecision precision) {
+  return precision == MatmulPrecision::medium ? "medium" : "highest";
+}
 
 // Which operand of a product is stored transposed: nt is x W^T (a linear layer), nn is dy W, tn is
 // dy^T x.

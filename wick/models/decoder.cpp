@@ -249,6 +249,16 @@ std::vector<LinearLayer*> Decoder::linears() {
   return all;
 }
 
+MatmulPrecision Decoder::matmul_precision() {
+  const std::vector<LinearLayer*> all = linears();
+  const bool medium =
+      activation_type_ == DType::bf16 || std::ranges::any_of(all, [&](const LinearLayer* layer) {
+        const DType weights = layer->weight.value.dtype();
+        return backend_.matmul_precision(weights) == MatmulPrecision::medium;
+      });
+  return medium ? MatmulPrecision::medium : MatmulPrecision::highest;
+}
+
 std::vector<Parameter*> Decoder::parameters() {
   std::vector<Parameter*> all = {&embedding_};
   for (DecoderBlock& block : blocks_) {

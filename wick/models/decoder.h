@@ -96,6 +96,8 @@ class Decoder {
   bool tied() const;
   const ModelConfig& config() const { return config_; }
   DType activation_type() const { return activation_type_; }
+  // Of the products with its weights; medium if it is so for any.
+  MatmulPrecision matmul_precision();
   Backend& backend() const { return backend_; }
 
  private:

@@ -17,6 +17,10 @@ void ConsoleReporter::on_start(const TrainPlan& plan) {
   log_info("  {} samples, {} steps ({:.3g} epochs), learning rate {:.3g} ({}, {} warm-up steps)",
            plan.samples, plan.total_steps, plan.epochs, plan.learning_rate, plan.schedule,
            plan.warmup_steps);
+  log_info("  matmul precision {}: {}", name_of(plan.matmul_precision),
+           plan.matmul_precision == MatmulPrecision::medium
+               ? "activations and gradients are rounded to bf16 for products with the weights"
+               : "products are f32");
   if (plan.processes > 1) {
     log_info("  {} processes", plan.processes);
   }

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "wick/base/progress.h"
+#include "wick/core/kernel_args.h"
 
 namespace wick {
 
@@ -24,6 +25,7 @@ struct TrainPlan {
   double epochs = 0;
   int64_t samples = 0;
   int processes = 1;  // that train together
+  MatmulPrecision matmul_precision = MatmulPrecision::highest;
   int64_t warmup_steps = 0;
   double learning_rate = 0;
   std::string schedule;

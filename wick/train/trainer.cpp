@@ -124,6 +124,7 @@ Trainer::Trainer(Bundle& bundle, const TrainData& data, const TrainOptions& opti
       batcher_(data.train.samples, batch_options_of(options)),
       schedule_(plan_schedule(options, batcher_)) {
   state_.identity = identity_of(options, data.train, weights_->values().elements());
+  state_.identity["matmul precision"] = name_of(decoder_.matmul_precision());
   check_same_run(ranks_, state_.identity);
   ranks_.gather(0);  // options that cannot work, even if in one process, leave no folder behind
   if (leads()) {
@@ -165,6 +166,7 @@ void Trainer::announce() {
       static_cast<double>(schedule_.total_steps) / static_cast<double>(batcher_.steps_in_epoch(0));
   plan.samples = static_cast<int64_t>(data_.train.samples.size());
   plan.processes = ranks_.place().size;
+  plan.matmul_precision = decoder_.matmul_precision();
   plan.warmup_steps = schedule_.warmup_steps;
   plan.learning_rate = options_.learning_rate;
   plan.schedule = name_of(schedule_.decay);

@@ -6,12 +6,15 @@
 
 #include "wick/backend/cpu/memory.h"
 #include "wick/base/parallel.h"
+#include "wick/core/kernel_args.h"
 
 namespace wick::cpu {
 
 struct Context {
   ThreadPool& pool;
   BlockCache& scratch;  // for Scratch objects; tasks may take from it
+  MatmulPrecision matmul_precision = MatmulPrecision::highest;
+  bool bf16_products = false;  // has_bf16_products()
 };
 
 // Calls body(begin, end) for the ranges of `grain` items that make up [0, count).

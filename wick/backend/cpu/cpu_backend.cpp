@@ -7,6 +7,7 @@
 
 #include "wick/backend/cpu/adamw.h"
 #include "wick/backend/cpu/attention.h"
+#include "wick/backend/cpu/device.h"
 #include "wick/backend/cpu/lora.h"
 #include "wick/backend/cpu/loss.h"
 #include "wick/backend/cpu/matmul.h"
@@ -32,7 +33,13 @@ size_t checked_bytes(const Shape& shape, DType dtype) {
 
 }  // namespace
 
-CpuBackend::CpuBackend(int threads) : pool_(threads) {}
+CpuBackend::CpuBackend(const CpuOptions& options)
+    : pool_(options.threads),
+      context_{pool_, scratch_, options.matmul_precision, has_bf16_products()} {}
+
+MatmulPrecision CpuBackend::matmul_precision(DType weights) const {
+  return weights == DType::bf16 ? context_.matmul_precision : MatmulPrecision::highest;
+}
 
 Tensor CpuBackend::allocate(const Shape& shape, DType dtype) {
   const size_t bytes = checked_bytes(shape, dtype);

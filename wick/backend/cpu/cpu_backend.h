@@ -1,4 +1,4 @@
-// The back end for CPUs: f32 arithmetic, SIMD by Google Highway with run-time dispatch, one pool of
+// The back end for CPUs: f32 arithmetic (see MatmulPrecision), SIMD by Google Highway with run-time dispatch, one pool of
 // threads.
 //
 // Every kernel cuts its work into tasks whose sizes depend on the shapes alone and which own their
@@ -13,11 +13,17 @@
 
 namespace wick::cpu {
 
+struct CpuOptions {
+  int threads = 0;  // 0: one a core that this process may use
+  MatmulPrecision matmul_precision = MatmulPrecision::highest;
+};
+
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(int threads);  // 0: one a core that this process may use
+  explicit CpuBackend(const CpuOptions& options);
 
   std::string_view name() const override { return "cpu"; }
+  MatmulPrecision matmul_precision(DType weights) const override;
 
   Tensor allocate(const Shape& shape, DType dtype) override;
   Tensor adopt(std::span<const std::byte> host, std::shared_ptr<const void> owner,
@@ -69,7 +75,7 @@ class CpuBackend final : public Backend {
   std::shared_ptr<BlockCache> tensors_ = std::make_shared<BlockCache>();
   BlockCache scratch_;
   ThreadPool pool_;
-  Context context_{pool_, scratch_};
+  Context context_;
 };
 
 }  // namespace wick::cpu

@@ -1,10 +1,11 @@
 // Blocks of the result are tasks; each is one call of oneDNN.
 #include "wick/backend/cpu/dense_gemm.h"
 
-#include <dnnl.h>
+#include <dnnl.hpp>
 #include <omp.h>
 
 #include <cassert>
+#include <unordered_map>
 
 namespace wick::cpu {
 
@@ -37,7 +38,8 @@ struct Cutting {
 
 // Large enough for oneDNN's full rate (both sides are packed once a block), small enough that some
 // eight tasks can share the work.
-Cutting cut(const DenseProduct& p) {
+template <class Product>
+Cutting cut(const Product& p) {
   constexpr int64_t kSerialProducts = 150'000;  // below, a second thread costs more than it saves
   constexpr int64_t kWantedTasks = 8;
   if (p.M * p.N * p.K < kSerialProducts) {
@@ -63,6 +65,48 @@ void add_bias(const float* bias, int64_t rows, int64_t columns, int64_t stride, 
       c[m * stride + n] += bias[n];
     }
   }
+}
+
+// A block of a Bf16Product.
+struct Bf16Block {
+  int64_t rows, columns;
+  const Bf16 *a, *b;
+  const float* bias;
+  float* c;
+};
+
+// oneDNN keeps the code that it makes for a size, so asking for it again costs some 5 us.
+void multiply_block(const Bf16Product& p, const Bf16Block& block) {
+  using dnnl::memory;
+  constexpr auto kBf16 = memory::data_type::bf16;
+  constexpr auto kF32 = memory::data_type::f32;
+  const auto any = [](const auto* data) { return const_cast<void*>(static_cast<const void*>(data)); };
+  const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  const memory::dims weight_strides =
+      p.form == MatmulForm::nt ? memory::dims{1, p.K} : memory::dims{p.N, 1};
+  const memory::desc a({block.rows, p.K}, kBf16, memory::dims{p.K, 1});
+  const memory::desc b({p.K, block.columns}, kBf16, weight_strides);
+  const memory::desc c({block.rows, block.columns}, kF32, memory::dims{p.N, 1});
+  const memory::desc bias({1, block.columns}, kF32, memory::dims{block.columns, 1});
+  dnnl::primitive_attr attributes;
+  if (p.accumulate) {
+    dnnl::post_ops add;
+    add.append_sum(1.0F);
+    attributes.set_post_ops(add);
+  }
+  const auto description = block.bias == nullptr ? dnnl::matmul::desc(a, b, c)
+                                                 : dnnl::matmul::desc(a, b, bias, c);
+  const dnnl::matmul product(dnnl::matmul::primitive_desc(description, attributes, engine));
+  dnnl::stream stream(engine);
+  std::unordered_map<int, memory> arguments = {
+      {DNNL_ARG_SRC, memory(a, engine, any(block.a))},
+      {DNNL_ARG_WEIGHTS, memory(b, engine, any(block.b))},
+      {DNNL_ARG_DST, memory(c, engine, block.c)}};
+  if (block.bias != nullptr) {
+    arguments.emplace(DNNL_ARG_BIAS, memory(bias, engine, any(block.bias)));
+  }
+  product.execute(stream, arguments);
+  stream.wait();
 }
 
 }  // namespace
@@ -95,6 +139,20 @@ void multiply_dense(const Context& context, const DenseProduct& p) {
     if (p.bias != nullptr) {
       add_bias(p.bias + n, rows, columns, p.N, c);
     }
+  });
+}
+
+void multiply_bf16(const Context& context, const Bf16Product& p) {
+  const Cutting block = cut(p);
+  const int64_t row_tasks = ceil_div(p.M, block.rows);
+  const int64_t column = p.form == MatmulForm::nt ? p.K : 1;  // from one to the next in b
+  context.pool.run(row_tasks * ceil_div(p.N, block.columns), [&](int64_t task) {
+    const OneOpenMpThread one;
+    const int64_t m = task % row_tasks * block.rows;
+    const int64_t n = task / row_tasks * block.columns;
+    multiply_block(p, {std::min(block.rows, p.M - m), std::min(block.columns, p.N - n),
+                       p.a + m * p.K, p.b + n * column, p.bias == nullptr ? nullptr : p.bias + n,
+                       p.c + m * p.N + n});
   });
 }
 

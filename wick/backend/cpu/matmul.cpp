@@ -6,9 +6,14 @@
 // With a few rows there is nothing to reuse, and packing would cost more than the product: then
 // dot products read the weights as they are stored, at the speed of memory. And where both sides
 // are f32 and the right one is not transposed, a library is as good (dense_gemm.h).
+//
+// At medium precision the left side of a product with bf16 weights is rounded to bf16 first, and
+// the library multiplies the two as they are. Products of bf16 numbers are exact in f32, so on a
+// CPU without instructions for them the panels give the same but for the rounding of sums.
 #include "wick/backend/cpu/matmul.h"
 
 #include "wick/backend/cpu/dense_gemm.h"
+#include "wick/backend/cpu/rowwise.h"
 #include "wick/backend/cpu/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -229,6 +234,48 @@ bool suits_rows(const MatmulSizes& sizes) {
   return sizes.K > 0 && sizes.N * sizes.K <= kMostRight && sizes.M >= 128;
 }
 
+bool rounds_left(const Context& context, MatmulForm form, DType weights, const MatmulSizes& sizes) {
+  return context.matmul_precision == MatmulPrecision::medium && weights == DType::bf16 &&
+         form != MatmulForm::tn && sizes.M > kFewRows && sizes.K > 0;
+}
+
+Tensor scratch_tensor(const Context& context, const Shape& shape, DType dtype) {
+  const Block block = context.scratch.take(shape.elements() * size_of(dtype));
+  auto release = [&memory = context.scratch, block] { memory.give_back(block); };
+  return Tensor(std::make_shared<Buffer>(block.address, block.bytes, std::move(release)), 0, shape,
+                dtype);
+}
+
+void multiply(const Context& context, const Tensor& a, const Tensor& b, const MatmulArgs& args,
+              const MatmulSizes& sizes, const float* bias, const Tensor& c) {
+  if (args.form == MatmulForm::nt && sizes.M <= kFewRows) {
+    multiply_by_dots(context, a, b, args, sizes, bias, c);
+  } else if (b.dtype() == DType::f32 && dense_gemm_serves(args.form, sizes.K)) {
+    multiply_dense(context, {args.form, sizes.M, sizes.N, sizes.K, a.data<float>(), b.data<float>(),
+                             bias, args.accumulate, c.data<float>()});
+  } else if (suits_rows(sizes)) {
+    multiply_by_rows(context, a, b, args, sizes, bias, c);
+  } else {
+    multiply_packed(context, a, b, args, sizes, bias, c);
+  }
+}
+
+// The left side rounded to bf16.
+void multiply_rounded(const Context& context, const Tensor& a, const Tensor& b,
+                      const MatmulArgs& args, const MatmulSizes& sizes, const float* bias,
+                      const Tensor& c) {
+  const Tensor narrow = scratch_tensor(context, a.shape(), DType::bf16);
+  cast(context, a, narrow);
+  if (context.bf16_products) {
+    multiply_bf16(context, {args.form, sizes.M, sizes.N, sizes.K, narrow.data<Bf16>(),
+                            b.data<Bf16>(), bias, args.accumulate, c.data<float>()});
+    return;
+  }
+  const Tensor rounded = scratch_tensor(context, a.shape(), DType::f32);
+  cast(context, narrow, rounded);
+  multiply(context, rounded, b, args, sizes, bias, c);
+}
+
 }  // namespace
 
 void matmul(const Context& context, const Tensor& a, const Tensor& b, const MatmulArgs& args,
@@ -247,15 +294,10 @@ void matmul(const Context& context, const Tensor& a, const Tensor& b, const Matm
     });
     bias = wide_bias.data();
   }
-  if (args.form == MatmulForm::nt && sizes.M <= kFewRows) {
-    multiply_by_dots(context, a, b, args, sizes, bias, c);
-  } else if (b.dtype() == DType::f32 && dense_gemm_serves(args.form, sizes.K)) {
-    multiply_dense(context, {args.form, sizes.M, sizes.N, sizes.K, a.data<float>(), b.data<float>(),
-                             bias, args.accumulate, c.data<float>()});
-  } else if (suits_rows(sizes)) {
-    multiply_by_rows(context, a, b, args, sizes, bias, c);
+  if (rounds_left(context, args.form, b.dtype(), sizes)) {
+    multiply_rounded(context, a, b, args, sizes, bias, c);
   } else {
-    multiply_packed(context, a, b, args, sizes, bias, c);
+    multiply(context, a, b, args, sizes, bias, c);
   }
 }
 

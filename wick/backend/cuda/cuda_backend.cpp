@@ -86,6 +86,12 @@ DType CudaBackend::activation_type(DType weights) const {
   return weights == DType::f32 ? DType::f32 : DType::bf16;
 }
 
+// Where activations are bf16, so is what a product reads of them.
+MatmulPrecision CudaBackend::matmul_precision(DType weights) const {
+  return activation_type(weights) == DType::bf16 ? MatmulPrecision::medium
+                                                 : MatmulPrecision::highest;
+}
+
 std::unique_ptr<Recorder> CudaBackend::make_recorder() {
   if (!memory_->can_record()) {
     return Backend::make_recorder();

@@ -28,6 +28,7 @@ class CudaBackend final : public Backend {
   cudaStream_t stream() const { return context_.stream; }  // where all its work goes
 
   DType activation_type(DType weights) const override;
+  MatmulPrecision matmul_precision(DType weights) const override;
   std::unique_ptr<Recorder> make_recorder() override;
 
   Tensor allocate(const Shape& shape, DType dtype) override;
