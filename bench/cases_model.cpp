@@ -184,7 +184,8 @@ Case train_case(const NamedShape& shape, const TrainSizes& sizes) {
                             6.0 * adapter_parameters(config, sizes.rank)) +
                   3.0 * static_cast<double>(sizes.B) * attention_flops(config, sizes.T),
          .tokens = tokens,
-         .heavy = true};
+         .heavy = true,
+         .trains = true};
   c.prepare = [config, sizes](Backend& be) {
     struct State {
       std::unique_ptr<Decoder> decoder;
@@ -208,7 +209,7 @@ Case train_case(const NamedShape& shape, const TrainSizes& sizes) {
       s->step->run(s->batches, s->steps + 1, 1e-4F, s->steps);
       ++s->steps;
     };
-    return PreparedCase{call, {}};
+    return PreparedCase{.call = call, .matmul_precision = s->decoder->matmul_precision()};
   };
   return c;
 }

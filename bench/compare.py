@@ -282,8 +282,9 @@ def measure_profiles(cases, arguments):
             except subprocess.CalledProcessError as error:
                 tell(f"no profile of {case['name']}: {error}")
                 continue
-            calls = sum(len(c["seconds"]) for c in result["cases"] if c["name"] == case["name"])
-            profiles.append({"name": case["name"], "calls": calls, **result["profile"]})
+            own = next(c for c in result["cases"] if c["name"] == case["name"])
+            precision = {key: own[key] for key in ("matmul_precision",) if key in own}
+            profiles.append({"name": case["name"], "calls": len(own["seconds"]), **precision, **result["profile"]})
     return profiles
 
 

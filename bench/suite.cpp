@@ -62,13 +62,22 @@ int64_t peak_rss_bytes() {
   return int64_t{usage.ru_maxrss} * 1024;
 }
 
-std::string line_of(const Case& c, const Timing& timing, const MachineLimits& limits) {
+// The limit of a CPU is that of f32 arithmetic, of which products of bf16 numbers are no share.
+bool has_limit(const PreparedCase& prepared, const MachineLimits& limits) {
+  return limits.matmul_gflops > 0 || prepared.matmul_precision != MatmulPrecision::medium;
+}
+
+std::string line_of(const Case& c, const PreparedCase& prepared, const Timing& timing,
+                    const MachineLimits& limits) {
   const double best = timing.minimum();
   std::string line =
       fmt::format("{:<46} {:>11.1f} {:>11.1f}", c.name, timing.median() * 1e6, best * 1e6);
   if (c.flops > 0) {
     const double gflops = c.flops / best * 1e-9;
-    line += fmt::format(" {:>8.1f} GF/s {:>4.0f} %", gflops, 100.0 * gflops / limits.flop_limit());
+    line += fmt::format(" {:>8.1f} GF/s", gflops);
+    line += has_limit(prepared, limits)
+                ? fmt::format(" {:>4.0f} %", 100.0 * gflops / limits.flop_limit())
+                : std::string(7, ' ');
   }
   if (c.bytes > 0) {
     const double gbs = c.bytes / best * 1e-9;
@@ -78,6 +87,9 @@ std::string line_of(const Case& c, const Timing& timing, const MachineLimits& li
   }
   if (c.tokens > 0) {
     line += fmt::format(" {:>8.1f} tok/s", c.tokens / timing.median());
+  }
+  if (prepared.matmul_precision) {
+    line += fmt::format("  {}", name_of(*prepared.matmul_precision));
   }
   return line;
 }
@@ -133,6 +145,9 @@ Json extras_of(const Backend& backend, const Case& c, const PreparedCase& prepar
       extras["peak_device_bytes"] = backend.memory().peak_bytes;
     }
   }
+  if (prepared.matmul_precision) {
+    extras["matmul_precision"] = name_of(*prepared.matmul_precision);
+  }
   if (prepared.extra) {
     for (const auto& [name, value] : prepared.extra()) {
       extras[name] = value;
@@ -156,7 +171,7 @@ Timing measure_profiled(const PreparedCase& prepared, MeasureOptions options, Pr
   return timing;
 }
 
-Json answer(Backend& backend, int threads, const Json& request, std::vector<Case>& cases,
+Json answer(const Devices& devices, int threads, const Json& request, std::vector<Case>& cases,
             std::map<std::string, PreparedCase>& prepared) {
   if (request.value("info", false)) {
     return {{"name", "wick"}, {"version", WICK_VERSION}, {"threads", threads}};
@@ -167,6 +182,7 @@ Json answer(Backend& backend, int threads, const Json& request, std::vector<Case
   if (found == cases.end()) {
     return {{"unavailable", "no such case"}};
   }
+  Backend& backend = devices.of(*found);
   if (!prepared.contains(name)) {
     make_room(backend, *found, prepared);
     PreparedCase fresh = found->prepare(backend);
@@ -231,17 +247,18 @@ Json to_json(const MachineLimits& limits) {
           {"read_gbs_all", limits.read_gbs_all}};
 }
 
-Json run_suite(Backend& backend, const MachineLimits& limits, const SuiteOptions& options,
+Json run_suite(const Devices& devices, const MachineLimits& limits, const SuiteOptions& options,
                std::ostream& out) {
   out << fmt::format("{:<46} {:>11} {:>11}   rate at the minimum, share of the machine's limit\n",
                      "case", "median us", "minimum us");
   Json results = Json::array();
-  for (const Case& c : cases_to_run(backend, options)) {
+  for (const Case& c : cases_to_run(devices.exact, options)) {
+    Backend& backend = devices.of(c);
     backend.reset_peak_memory();
     const PreparedCase prepared = c.prepare(backend);
     prove(c, prepared);
     const Timing timing = measure_profiled(prepared, options_for(backend, c), options.profile);
-    out << line_of(c, timing, limits) << std::endl;
+    out << line_of(c, prepared, timing, limits) << std::endl;
     Json entry = describe(c);
     entry["seconds"] = timing.seconds;
     entry.update(extras_of(backend, c, prepared));
@@ -254,20 +271,21 @@ Json run_suite(Backend& backend, const MachineLimits& limits, const SuiteOptions
   return record;
 }
 
-Json run_scaling(Backend& one, Backend& all, const SuiteOptions& options, std::ostream& out) {
+Json run_scaling(const Devices& one, const Devices& all, const SuiteOptions& options,
+                 std::ostream& out) {
   out << fmt::format("{:<46} {:>11} {:>11} {:>8}\n", "case (medians)", "1 thread us", "all us",
                      "gain");
   Json results = Json::array();
-  for (const Case& c : cases_to_run(all, options)) {
+  for (const Case& c : cases_to_run(all.exact, options)) {
     if (c.flops < kScalingFlops) {
       continue;
     }
-    const PreparedCase with_one = c.prepare(one);
-    const PreparedCase with_all = c.prepare(all);
+    const PreparedCase with_one = c.prepare(one.of(c));
+    const PreparedCase with_all = c.prepare(all.of(c));
     prove(c, with_one);
     prove(c, with_all);
     const std::vector<std::function<void()>> calls = {with_one.call, with_all.call};
-    MeasureOptions options_of_case = options_for(all, c);
+    MeasureOptions options_of_case = options_for(all.exact, c);
     options_of_case.minimum_seconds = 0;  // two medians to compare, not a published time
     const std::vector<Timing> timings = measure_interleaved(calls, options_of_case);
     out << fmt::format("{:<46} {:>11.1f} {:>11.1f} {:>8.2f}", c.name, timings[0].median() * 1e6,
@@ -289,13 +307,13 @@ void repeat_cases(Backend& backend, const SuiteOptions& options, int calls) {
   }
 }
 
-void answer_requests(Backend& backend, int threads, std::istream& in, std::ostream& out) {
+void answer_requests(const Devices& devices, int threads, std::istream& in, std::ostream& out) {
   std::vector<Case> cases = all_cases();
   const std::vector<Case> of_gpus = gpu_cases();
   cases.insert(cases.end(), of_gpus.begin(), of_gpus.end());
   std::map<std::string, PreparedCase> prepared;
   for (std::string line; std::getline(in, line);) {
-    out << answer(backend, threads, Json::parse(line), cases, prepared).dump() << std::endl;
+    out << answer(devices, threads, Json::parse(line), cases, prepared).dump() << std::endl;
   }
 }
 

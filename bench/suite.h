@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "bench/case.h"
 #include "bench/machine.h"
 #include "wick/backend/profile.h"
 #include "wick/core/backend.h"
@@ -17,7 +18,18 @@ struct SuiteOptions {
   bool heavy = false;          // whole models too
   std::string shape;           // only whole models of this shape ("qwen2.5-0.5b"); empty: all
   std::string device = "cpu";  // whose cases to list
-  Profile* profile = nullptr;  // of `backend`: counts the timed calls, and those alone
+  Profile* profile = nullptr;  // of the devices: counts the timed calls, and those alone
+};
+
+// One device as two back ends, which may be one and the same: whole training steps run at the
+// matmul precision that `wick train` would choose, all else at highest.
+struct Devices {
+  Devices(Backend& one) : exact(one), training(one) {}  // NOLINT(google-explicit-constructor)
+  Devices(Backend& kernels, Backend& steps) : exact(kernels), training(steps) {}
+  Backend& of(const Case& c) const { return c.trains ? training : exact; }
+
+  Backend& exact;
+  Backend& training;
 };
 
 // Cases below this are too short to gain from a second thread.
@@ -29,18 +41,18 @@ nlohmann::ordered_json to_json(const MachineLimits& limits);
 
 // Proves, times and prints each case, a line each, to `out` as it goes; returns all samples.
 // Throws Error where a result is wrong: a wrong result has no time.
-nlohmann::ordered_json run_suite(Backend& backend, const MachineLimits& limits,
+nlohmann::ordered_json run_suite(const Devices& devices, const MachineLimits& limits,
                                  const SuiteOptions& options, std::ostream& out);
 
 // Times every case of kScalingFlops or more with one thread and with all, taking turns, a line each
 // to `out`; returns {"cases": [{name, one_seconds, all_seconds}]}.
-nlohmann::ordered_json run_scaling(Backend& one, Backend& all, const SuiteOptions& options,
-                                   std::ostream& out);
+nlohmann::ordered_json run_scaling(const Devices& one, const Devices& all,
+                                   const SuiteOptions& options, std::ostream& out);
 
 // Calls each selected case so many times, unproved and untimed: for tools/count_instructions.py.
 void repeat_cases(Backend& backend, const SuiteOptions& options, int calls);
 
 // A line of JSON in, a line of JSON out, until `in` ends; the protocol is in bench/peers/worker.py.
-void answer_requests(Backend& backend, int threads, std::istream& in, std::ostream& out);
+void answer_requests(const Devices& devices, int threads, std::istream& in, std::ostream& out);
 
 }  // namespace wick::bench

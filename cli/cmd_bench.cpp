@@ -9,6 +9,7 @@
 #include "cli/common_options.h"
 #include "cli/output.h"
 #include "cli/profile_option.h"
+#include "wick/backend/profiling_backend.h"
 #include "wick/backend/registry.h"
 #include "wick/base/error.h"
 #include "wick/base/file.h"
@@ -33,6 +34,36 @@ void write_json(const std::filesystem::path& path, const nlohmann::ordered_json&
     write_text_atomically(path, value.dump(1) + "\n");
   }
 }
+
+// The device of the flags: at highest precision, and on a CPU once more at that of training.
+class BenchDevices {
+ public:
+  BenchDevices(const DeviceFlags& flags, const ProfileFlags& profile)
+      : exact_(exact_of(flags).make(), profile) {
+    if (exact_.inner().name() == "cpu") {
+      training_ = flags.make();
+      if (Profile* recorded = exact_.profile()) {
+        profiled_ = std::make_unique<ProfilingBackend>(*training_, *recorded);
+      }
+    }
+  }
+
+  bench::Devices devices() {
+    Backend* training = profiled_ ? profiled_.get() : training_.get();
+    return {exact_.backend(), training != nullptr ? *training : exact_.backend()};
+  }
+  ProfiledDevice& exact() { return exact_; }
+
+ private:
+  static DeviceFlags exact_of(DeviceFlags flags) {
+    flags.matmul_precision = "highest";
+    return flags;
+  }
+
+  ProfiledDevice exact_;
+  std::unique_ptr<Backend> training_;
+  std::unique_ptr<Backend> profiled_;
+};
 
 bench::MachineLimits measure_limits(Backend& backend, const BenchFlags& flags) {
   if (backend.name() != "cpu") {
@@ -70,17 +101,20 @@ void run_machine(const BenchFlags& flags) {
 }
 
 void run_suite(BenchFlags& flags) {
-  ProfiledDevice device(flags.device.make(), flags.profile);
-  const bench::MachineLimits limits = measure_limits(device.backend(), flags);
-  flags.suite.profile = device.profile();
-  write_json(flags.json, bench::run_suite(device.backend(), limits, flags.suite, std::cout));
-  device.report();
+  BenchDevices devices(flags.device, flags.profile);
+  const bench::MachineLimits limits = measure_limits(devices.exact().backend(), flags);
+  flags.suite.profile = devices.exact().profile();
+  write_json(flags.json, bench::run_suite(devices.devices(), limits, flags.suite, std::cout));
+  devices.exact().report();
 }
 
 void run_scaling(BenchFlags& flags) {
-  const std::unique_ptr<Backend> all = flags.device.make();
-  const std::unique_ptr<Backend> one = make_backend(flags.device.device, {.threads = 1});
-  write_json(flags.json, bench::run_scaling(*one, *all, flags.suite, std::cout));
+  DeviceFlags single = flags.device;
+  single.threads = 1;
+  BenchDevices one(single, {});
+  BenchDevices all(flags.device, {});
+  write_json(flags.json,
+             bench::run_scaling(one.devices(), all.devices(), flags.suite, std::cout));
 }
 
 void run_repeat(BenchFlags& flags) {
@@ -90,8 +124,8 @@ void run_repeat(BenchFlags& flags) {
 }
 
 void run_worker(const BenchFlags& flags) {
-  const std::unique_ptr<Backend> backend = flags.device.make();
-  bench::answer_requests(*backend, flags.device.threads, std::cin, std::cout);
+  BenchDevices devices(flags.device, {});
+  bench::answer_requests(devices.devices(), flags.device.threads, std::cin, std::cout);
 }
 
 // The parts of the verb, and the flags that they share.
@@ -122,6 +156,8 @@ class BenchVerb {
             "Only whole models of this shape")
         ->check(CLI::IsMember(bench::shape_names()));
   }
+  // Of training steps; other cases are at highest.
+  void add_matmul_precision(CLI::App* part) { flags_->device.add_matmul_precision_to(*part); }
   void add_suite(CLI::App* part) {
     part->add_option("--suite", flags_->suite.suite, "training, inference or all")
         ->check(CLI::IsMember({"training", "inference", "all"}));
@@ -157,11 +193,15 @@ void add_bench(CLI::App& app) {
     parts.add_choice(part);
     parts.flags().profile.add_to(*part);
     parts.add_json(part);
+    if (suite == "training") {
+      parts.add_matmul_precision(part);
+    }
   }
   CLI::App* scaling = parts.add(
       "scaling", "Time each case above 1 Mflop with one thread and with all", run_scaling);
   parts.add_choice(scaling);
   parts.add_json(scaling);
+  parts.add_matmul_precision(scaling);
   CLI::App* repeat = parts.add(
       "repeat", "Call cases so many times, for tools that count instructions", run_repeat);
   parts.add_choice(repeat);
@@ -171,7 +211,8 @@ void add_bench(CLI::App& app) {
     flags.suite.device = best ? backend_names().back() : flags.device.device;
     print(bench::list_cases(flags.suite).dump(1) + "\n");
   }));
-  parts.add("worker", "Answer the requests of bench/compare.py on standard input", run_worker);
+  parts.add_matmul_precision(parts.add(
+      "worker", "Answer the requests of bench/compare.py on standard input", run_worker));
 }
 
 }  // namespace wick

@@ -130,6 +130,20 @@ TEST(Suite, NamesWhatNoCaseHas) {
   EXPECT_THROW(repeat_cases(*backend, {.filter = "train_step"}, 1), Error) << "a whole model";
 }
 
+// Kernels are proved against f32; steps are timed as `wick train` runs them.
+TEST(Suite, OnlyTrainingStepsRunAtThePrecisionOfTraining) {
+  const auto exact = make_backend("cpu");
+  const auto training = make_backend("cpu", {.matmul_precision = MatmulPrecision::medium});
+  const Devices devices(*exact, *training);
+  int steps = 0;
+  for (const Case& c : all_cases()) {
+    const bool step = c.name.starts_with("train_step:");
+    steps += step ? 1 : 0;
+    EXPECT_EQ(&devices.of(c), step ? training.get() : exact.get()) << c.name;
+  }
+  EXPECT_GT(steps, 0);
+}
+
 TEST(Worker, AnswersLineByLineWithAsManySamplesAsAsked) {
   const auto backend = make_backend("cpu");
   std::istringstream in(

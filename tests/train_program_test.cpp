@@ -174,6 +174,34 @@ TEST_F(TrainProgram, BadRequestsAreNamed) {
   EXPECT_FALSE(fs::exists(path("out")));
 }
 
+TEST_F(TrainProgram, MatmulPrecisionIsSaidKeptAndRefusedByName) {
+  const auto last_of = [&](const std::vector<std::string>& more, int status) {
+    const Child child = start("out", more);
+    EXPECT_EQ(child.wait(), status) << child.err();
+    return child.err();
+  };
+  const auto says = [](const std::string& text, const std::string& part) {
+    EXPECT_NE(text.find(part), std::string::npos) << text;
+  };
+  // The model of the fixture is f32.
+  const std::string f32 = last_of({"--steps", "1", "--matmul-precision", "medium"}, 0);
+  says(f32, "--matmul-precision medium changes nothing: the model's weights are not bf16");
+  says(f32, "matmul precision highest: products are f32");
+
+  fs::remove_all(path("model"));
+  test::write_tiny_model(path("model"), {.family = "llama", .seed = 1, .dtype = DType::bf16});
+  const std::string medium =
+      last_of({"--steps", "1", "--overwrite", "--matmul-precision", "medium"}, 0);
+  says(medium,
+       "matmul precision medium: activations and gradients are rounded to bf16 for products with "
+       "the weights");
+  const std::string resumed =
+      last_of({"--steps", "2", "--resume", "--matmul-precision", "highest"}, 1);
+  says(resumed, "is of another run: matmul precision was medium, now is highest; ");
+  last_of({"--steps", "2", "--resume", "--matmul-precision", "medium"}, 0);
+  says(last_of({"--matmul-precision", "high"}, 2), "high not in {auto,highest,medium}");
+}
+
 TEST_F(TrainProgram, EvaluateComparesModelAndAdapter) {
   ASSERT_EQ(start("out", {"--steps", "20", "--lr", "1e-2"}).wait(), 0);
   const std::vector<std::string> common = {

@@ -69,7 +69,8 @@ class TrainTest : public testing::Test {
     return options;
   }
   Outcome run(const TrainOptions& options, int64_t stop_after = 1 << 30, int threads = 1) const {
-    const auto backend = make_backend("cpu", {.threads = threads});
+    const auto backend =
+        make_backend("cpu", {.threads = threads, .matmul_precision = precision_});
     Bundle bundle = open_bundle(*backend, model_);
     TrainData data{read_dataset(data_, bundle.tokenizer, {})};
     Recorder recorder(stop_after);
@@ -78,6 +79,12 @@ class TrainTest : public testing::Test {
     outcome.losses = recorder.losses;
     outcome.plan = recorder.plan;
     return outcome;
+  }
+  // The model with weights in bf16, which matmul precision makes a difference to.
+  void take_bf16_model(MatmulPrecision precision) {
+    model_ = folder_.path() / "bf16-model";
+    test::write_tiny_model(model_, {.family = "llama", .seed = 1, .dtype = DType::bf16});
+    precision_ = precision;
   }
   std::string adapter_bytes(const TrainOptions& options) const {
     return read_text(options.output / "adapter_model.safetensors");
@@ -94,6 +101,7 @@ class TrainTest : public testing::Test {
   }
 
   test::TemporaryFolder folder_;
+  MatmulPrecision precision_ = MatmulPrecision::highest;
   std::filesystem::path model_;
   std::filesystem::path data_;
 };
@@ -154,6 +162,57 @@ TEST_F(TrainTest, ThreadsDoNotChangeTheBytes) {
   three.output = folder_.path() / "three";
   EXPECT_EQ(run(one, 1 << 30, 1).losses, run(three, 1 << 30, 3).losses);
   EXPECT_EQ(adapter_bytes(one), adapter_bytes(three));
+}
+
+TEST_F(TrainTest, AtMediumPrecisionResumedRunsAndAnyThreadsGiveTheSameBytes) {
+  take_bf16_model(MatmulPrecision::medium);
+  const TrainOptions whole = options("whole");
+  const Outcome expected = run(whole);
+  EXPECT_EQ(expected.plan.matmul_precision, MatmulPrecision::medium);
+  TrainOptions parts = options("parts");
+  std::vector<double> losses;
+  for (int part = 0; part < 3; ++part) {
+    const Outcome outcome = run(parts, 4, part + 1);
+    losses.insert(losses.end(), outcome.losses.begin(), outcome.losses.end());
+    parts.start = StartMode::resume;
+  }
+  EXPECT_EQ(losses, expected.losses);
+  EXPECT_EQ(adapter_bytes(parts), adapter_bytes(whole));
+}
+
+// Rounding to bf16 changes a number by at most u = 2^-9 of it, and a sum of many by u / sqrt(3) of
+// its size as a rule. On the way to the loss there are nine roundings one after the other (four a
+// layer, the head), so it is off by sqrt(9) u / sqrt(3) = 1.7 u; the gradients' way back does the
+// same to the steps. Together 3.5 u: at most 4 u of the first loss are allowed.
+TEST_F(TrainTest, LossesAtMediumPrecisionStayCloseToThoseAtHighest) {
+  take_bf16_model(MatmulPrecision::highest);
+  TrainOptions exact = options("highest");
+  exact.steps = 40;
+  TrainOptions rounded = exact;
+  rounded.output = folder_.path() / "medium";
+  const std::vector<double> expected = run(exact).losses;
+  precision_ = MatmulPrecision::medium;
+  const std::vector<double> losses = run(rounded).losses;
+  ASSERT_EQ(losses.size(), expected.size());
+  EXPECT_NE(losses, expected);
+  EXPECT_LT(expected.back(), 0.8 * expected.front());
+  double largest = 0;
+  for (size_t i = 0; i < losses.size(); ++i) {
+    largest = std::max(largest, std::abs(losses[i] - expected[i]));
+  }
+  EXPECT_LE(largest, 4 * 0x1p-9 * expected.front());
+}
+
+TEST_F(TrainTest, AnotherMatmulPrecisionIsAnotherRun) {
+  take_bf16_model(MatmulPrecision::medium);
+  TrainOptions options = this->options("out");
+  run(options, 3);
+  options.start = StartMode::resume;
+  precision_ = MatmulPrecision::highest;
+  EXPECT_EQ(message_of([&] { run(options); }),
+            options.output.string() +
+                "/checkpoint/state.safetensors: is of another run: matmul precision was medium, "
+                "now is highest; give the same options, or start anew with --overwrite");
 }
 
 TEST_F(TrainTest, TheSeedDecides) {

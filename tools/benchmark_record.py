@@ -62,6 +62,13 @@ def sides_of(record):
     return [side for side in NAMES if side in record["sides"] and "unavailable" not in record["sides"][side]]
 
 
+def share_of_flops(rate, machine, precision):
+    """" (90 %)" of the machine's limit; a CPU's limit is that of f32, of which products of bf16 numbers are no share."""
+    if precision == "medium" and "matmul_gflops_all" not in machine:
+        return ""
+    return f" ({100 * rate / flop_limit(machine):.0f} %)"
+
+
 def flop_limit(machine):
     """What the machine's arithmetic reaches at most, in GF/s: its matrix units' rate where it has any."""
     return machine.get("matmul_gflops_all", machine["fma_gflops_all"])

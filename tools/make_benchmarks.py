@@ -14,8 +14,8 @@ from pathlib import Path
 from benchmark_charts import CHARTS
 from benchmark_goals import goals_of
 from benchmark_gpu import gpu_part, is_gpu, readme_rows
-from benchmark_record import (NAMES, case_named, cases_of, duration, flop_limit, kind_of, label_of, median, memory_of,
-                              ratio, ratio_text, sides_of, times_of)
+from benchmark_record import (NAMES, case_named, cases_of, duration, kind_of, label_of, median, memory_of,
+                              ratio, ratio_text, share_of_flops, sides_of, times_of)
 
 BEGIN, END = "<!-- table: tools/make_benchmarks.py -->", "<!-- end of table -->"
 CHART_TITLES = {"ratios": "time of wick over time of each peer; left of the line wick is faster",
@@ -71,7 +71,8 @@ def reached(case, machine):
     cells = []
     if case["flops"] > 0:
         rate = case["flops"] / min(times) * 1e-9
-        cells.append(f"{rate:.3g} GF/s ({100 * rate / flop_limit(machine):.0f} %)")
+        precision = case["results"]["wick"].get("extra", {}).get("matmul_precision")
+        cells.append(f"{rate:.3g} GF/s{share_of_flops(rate, machine, precision) or ' (products of bf16)'}")
     elif case["bytes"] > 0:
         rate = case["bytes"] / min(times) * 1e-9
         # What fits into a cache is not held to the memory's bandwidth.
@@ -131,7 +132,7 @@ def kernel_section(record, device):
             flops, moved = (kernel[key] / kernel["seconds"] * 1e-9 for key in ("flops", "bytes"))
             rows.append([kernel["kernel"], f"{kernel['calls'] / profile['calls']:.0f}",
                          duration(kernel["seconds"] / profile["calls"]), f"{100 * share:.1f} %",
-                         f"{flops:.3g} ({100 * flops / flop_limit(machine):.0f} %)",
+                         f"{flops:.3g}{share_of_flops(flops, machine, profile.get('matmul_precision'))}",
                          f"{moved:.3g} ({100 * moved / machine['read_gbs_all']:.0f} %)"])
         outside = profile["wall_seconds"] - sum(kernel["seconds"] for kernel in profile["kernels"])
         rows.append(["outside kernels", "", duration(outside / profile["calls"]),

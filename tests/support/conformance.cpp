@@ -134,8 +134,13 @@ void Conformance::SetUp() {
     backends_.push_back(make_backend(GetParam().device));
     return;
   }
+  take_matmul_precision(MatmulPrecision::highest);
+}
+
+void Conformance::take_matmul_precision(MatmulPrecision precision) {
+  backends_.clear();
   for (const int threads : {1, 2, 5}) {
-    backends_.push_back(make_backend("cpu", {.threads = threads}));
+    backends_.push_back(make_backend("cpu", {.threads = threads, .matmul_precision = precision}));
   }
 }
 

@@ -53,6 +53,9 @@ class Conformance : public ::testing::TestWithParam<ConformanceCase> {
   Values random(int64_t count, DType dtype = DType::f32, double magnitude = 1.0);
   std::vector<int32_t> random_ids(int64_t count, int32_t bound);
 
+  // CPU: another set of back ends.
+  void take_matmul_precision(MatmulPrecision precision);
+
   using Kernel = std::function<std::vector<Tensor>(Backend&)>;
   void expect_outputs(const Kernel& kernel, const std::vector<Values>& expected);
 
