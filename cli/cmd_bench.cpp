@@ -113,8 +113,7 @@ void run_scaling(BenchFlags& flags) {
   single.threads = 1;
   BenchDevices one(single, {});
   BenchDevices all(flags.device, {});
-  write_json(flags.json,
-             bench::run_scaling(one.devices(), all.devices(), flags.suite, std::cout));
+  write_json(flags.json, bench::run_scaling(one.devices(), all.devices(), flags.suite, std::cout));
 }
 
 void run_repeat(BenchFlags& flags) {
@@ -211,8 +210,8 @@ void add_bench(CLI::App& app) {
     flags.suite.device = best ? backend_names().back() : flags.device.device;
     print(bench::list_cases(flags.suite).dump(1) + "\n");
   }));
-  parts.add_matmul_precision(parts.add(
-      "worker", "Answer the requests of bench/compare.py on standard input", run_worker));
+  parts.add_matmul_precision(
+      parts.add("worker", "Answer the requests of bench/compare.py on standard input", run_worker));
 }
 
 }  // namespace wick

@@ -69,8 +69,7 @@ class TrainTest : public testing::Test {
     return options;
   }
   Outcome run(const TrainOptions& options, int64_t stop_after = 1 << 30, int threads = 1) const {
-    const auto backend =
-        make_backend("cpu", {.threads = threads, .matmul_precision = precision_});
+    const auto backend = make_backend("cpu", {.threads = threads, .matmul_precision = precision_});
     Bundle bundle = open_bundle(*backend, model_);
     TrainData data{read_dataset(data_, bundle.tokenizer, {})};
     Recorder recorder(stop_after);

@@ -15,8 +15,8 @@ namespace wick {
 struct BackendOptions {
   int threads = 0;  // CPU: 0 takes one a core that this process may use, less what `place` shares
   Place place;      // chooses among several GPUs
-  // CPU; empty: medium if that is fastest_matmul_precision(). On CUDA products take activations as they
-  // are, and Backend::matmul_precision says what that means.
+  // CPU; empty: medium if that is fastest_matmul_precision(). On CUDA products take activations as
+  // they are, and Backend::matmul_precision says what that means.
   std::optional<MatmulPrecision> matmul_precision = MatmulPrecision::highest;
 };
 

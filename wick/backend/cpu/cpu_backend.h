@@ -1,5 +1,5 @@
-// The back end for CPUs: f32 arithmetic (see MatmulPrecision), SIMD by Google Highway with run-time dispatch, one pool of
-// threads.
+// The back end for CPUs: f32 arithmetic (see MatmulPrecision), SIMD by Google Highway with run-time
+// dispatch, one pool of threads.
 //
 // Every kernel cuts its work into tasks whose sizes depend on the shapes alone and which own their
 // outputs, so the bits of a result do not depend on the number of threads. One thread at a time may

@@ -1,8 +1,8 @@
 // Blocks of the result are tasks; each is one call of oneDNN.
 #include "wick/backend/cpu/dense_gemm.h"
 
-#include <dnnl.hpp>
 #include <omp.h>
+#include <dnnl.hpp>
 
 #include <cassert>
 #include <unordered_map>
@@ -80,7 +80,9 @@ void multiply_block(const Bf16Product& p, const Bf16Block& block) {
   using dnnl::memory;
   constexpr auto kBf16 = memory::data_type::bf16;
   constexpr auto kF32 = memory::data_type::f32;
-  const auto any = [](const auto* data) { return const_cast<void*>(static_cast<const void*>(data)); };
+  const auto any = [](const auto* data) {
+    return const_cast<void*>(static_cast<const void*>(data));
+  };
   const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
   const memory::dims weight_strides =
       p.form == MatmulForm::nt ? memory::dims{1, p.K} : memory::dims{p.N, 1};
@@ -94,14 +96,13 @@ void multiply_block(const Bf16Product& p, const Bf16Block& block) {
     add.append_sum(1.0F);
     attributes.set_post_ops(add);
   }
-  const auto description = block.bias == nullptr ? dnnl::matmul::desc(a, b, c)
-                                                 : dnnl::matmul::desc(a, b, bias, c);
+  const auto description =
+      block.bias == nullptr ? dnnl::matmul::desc(a, b, c) : dnnl::matmul::desc(a, b, bias, c);
   const dnnl::matmul product(dnnl::matmul::primitive_desc(description, attributes, engine));
   dnnl::stream stream(engine);
-  std::unordered_map<int, memory> arguments = {
-      {DNNL_ARG_SRC, memory(a, engine, any(block.a))},
-      {DNNL_ARG_WEIGHTS, memory(b, engine, any(block.b))},
-      {DNNL_ARG_DST, memory(c, engine, block.c)}};
+  std::unordered_map<int, memory> arguments = {{DNNL_ARG_SRC, memory(a, engine, any(block.a))},
+                                               {DNNL_ARG_WEIGHTS, memory(b, engine, any(block.b))},
+                                               {DNNL_ARG_DST, memory(c, engine, block.c)}};
   if (block.bias != nullptr) {
     arguments.emplace(DNNL_ARG_BIAS, memory(bias, engine, any(block.bias)));
   }
@@ -150,9 +151,9 @@ void multiply_bf16(const Context& context, const Bf16Product& p) {
     const OneOpenMpThread one;
     const int64_t m = task % row_tasks * block.rows;
     const int64_t n = task / row_tasks * block.columns;
-    multiply_block(p, {std::min(block.rows, p.M - m), std::min(block.columns, p.N - n),
-                       p.a + m * p.K, p.b + n * column, p.bias == nullptr ? nullptr : p.bias + n,
-                       p.c + m * p.N + n});
+    multiply_block(p,
+                   {std::min(block.rows, p.M - m), std::min(block.columns, p.N - n), p.a + m * p.K,
+                    p.b + n * column, p.bias == nullptr ? nullptr : p.bias + n, p.c + m * p.N + n});
   });
 }
 

@@ -2,8 +2,8 @@
 //
 // oneDNN is asked for one block at a time on one thread, so it never starts a team of its own, and
 // the blocks depend on the shapes alone: the bits of a result do not depend on the number of
-// threads. Of f32 it serves nn and tn products. A transposed right side (nt) it packs slowly: with 64 rows
-// it runs at half of the rate that matmul's own panels reach, with 512 at the same.
+// threads. Of f32 it serves nn and tn products. A transposed right side (nt) it packs slowly: with
+// 64 rows it runs at half of the rate that matmul's own panels reach, with 512 at the same.
 //
 // Of bf16 it serves nt and nn products on a CPU that has_bf16_products, at twice the rate of f32.
 #pragma once
