@@ -1,3 +1,4 @@
+// Linear layers over a few rows: tasks of weight rows, each layer's adapter in the same tasks.
 #include "wick/backend/cpu/few_rows.h"
 
 #include "wick/backend/cpu/simd_targets.h"
