@@ -276,6 +276,39 @@ TEST_P(Conformance, LoraForwardOfManyAdaptersOverTheRows) {
       {y});
 }
 
+// Over memory that holds anything; rows without an adapter become 0.
+TEST_P(Conformance, LoraDeltaOverwrites) {
+  for (const auto [T, in, out, R] : kLoraShapes) {
+    for (const bool grouped : {false, true}) {
+      SCOPED_TRACE(fmt::format("T {} in {} out {} R {} grouped {}", T, in, out, R, grouped));
+      const DType type = activations();
+      const Values x = random(T * in, type);
+      const Values a = random(R * in);
+      const Values b = random(out * R);
+      std::vector<int32_t> rows = random_ids(T, 2);
+      for (int32_t& row : rows) {
+        row -= 1;
+      }
+      Values s(T * R);
+      Values y(T * out);
+      const reference::Adapter<double> adapter{a.data(), b.data(), R, 0.75};
+      reference::lora_forward(x.data(), &adapter, grouped ? rows.data() : nullptr, {T, in, out, R},
+                              s.data(), y.data());
+      expect_outputs(
+          [&, T = T, in = in, out = out, R = R](Backend& backend) {
+            const LoraFactors factors{upload(backend, a, {R, in}), upload(backend, b, {out, R}),
+                                      0.75F};
+            const Tensor device_y = poisoned(backend, {T, out}, type);
+            backend.lora_delta(upload(backend, x, {T, in}, type), std::span(&factors, 1),
+                               grouped ? upload_ids(backend, rows, {T}) : Tensor(),
+                               poisoned(backend, {T, R}, type), device_y);
+            return std::vector{device_y};
+          },
+          {y});
+    }
+  }
+}
+
 // Two layers of one input: the first with a bias and adapters, the second bare.
 TEST_P(Conformance, LinearsAreProductsWithTheirAdapters) {
   constexpr int64_t in = 136;
@@ -368,6 +401,57 @@ TEST_P(Conformance, GatedLinearsAreLinearsAndTheirGate) {
           },
           {h});
     }
+  }
+}
+
+// Layers of some tens of rows: two with adapters of their own, one without, of few and of many
+// channels, and of a length that no power of two divides.
+TEST_P(Conformance, LinearsOfSomeTensOfRows) {
+  const DType type = activations();
+  constexpr std::array<int64_t, 3> ranks = {8, 16, 3};
+  for (const auto [T, in, F] : {std::array<int64_t, 3>{64, 520, 44},
+                                {33, 1032, 130},
+                                {32, 200, 1100},
+                                {50, 72, 1100},
+                                {17, 8, 33}}) {
+    SCOPED_TRACE(fmt::format("T {} in {} F {}", T, in, F));
+    const std::array<int64_t, 3> out = {F, 36, F + 4};
+    const Values x = random(T * in, type);
+    std::array<Values, 3> weights, a, b, y, s;
+    const Values bias = random(F, DType::bf16);
+    for (size_t i = 0; i < 3; ++i) {
+      weights[i] = random(out[i] * in, DType::bf16);
+      a[i] = random(ranks[i] * in);
+      b[i] = random(out[i] * ranks[i]);
+      y[i].resize(T * out[i]);
+      s[i].resize(T * ranks[i]);
+      reference::matmul(x.data(), weights[i].data(), i == 0 ? bias.data() : nullptr, MatmulForm::nt,
+                        false, {T, out[i], in}, y[i].data());
+      if (i != 1) {
+        const reference::Adapter<double> adapter{a[i].data(), b[i].data(), ranks[i], 0.75};
+        reference::lora_forward(x.data(), &adapter, nullptr, {T, in, out[i], ranks[i]}, s[i].data(),
+                                y[i].data());
+      }
+    }
+    expect_outputs(
+        [&, T = T, in = in](Backend& backend) {
+          std::array<LoraFactors, 3> factors;
+          std::array<LinearTerm, 3> terms;
+          for (size_t i = 0; i < 3; ++i) {
+            terms[i].weight = upload(backend, weights[i], {out[i], in}, DType::bf16);
+            terms[i].y = poisoned(backend, {T, out[i]}, type);
+            factors[i] = {upload(backend, a[i], {ranks[i], in}),
+                          upload(backend, b[i], {out[i], ranks[i]}), 0.75F};
+            if (i != 1) {
+              terms[i].adapters = std::span(&factors[i], 1);
+              terms[i].s = poisoned(backend, {T, ranks[i]}, type);
+            }
+          }
+          terms[0].bias = upload(backend, bias, {out[0]}, DType::bf16);
+          backend.linears(upload(backend, x, {T, in}, type), terms);
+          return std::vector{terms[0].y, terms[0].s, terms[1].y, terms[2].y, terms[2].s};
+        },
+        {y[0], s[0], y[1], y[2], s[2]});
   }
 }
 

@@ -137,6 +137,17 @@ void ProfilingBackend::lora_forward(In x, std::span<const LoraFactors> adapters,
         cost, [&] { inner_.lora_forward(x, adapters, row_adapter, s, y); });
 }
 
+void ProfilingBackend::lora_delta(In x, std::span<const LoraFactors> adapters, In row_adapter,
+                                  Out s, Out y) {
+  const AdapterSizes sum = sizes_of(adapters);
+  const KernelCost cost{
+      .flops = 2.0 * count(x.rows()) * count(sum.rank) * count(x.columns() + y.columns()),
+      .bytes = bytes_of(x, row_adapter, s, y) + 4.0 * sum.weights};
+  timed("lora_delta",
+        fmt::format("{} -> {}, r{}, {} adapters", sizes(x), y.columns(), sum.rank, adapters.size()),
+        cost, [&] { inner_.lora_delta(x, adapters, row_adapter, s, y); });
+}
+
 void ProfilingBackend::lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da,
                                      Out db, Out dx) {
   const int64_t rank = adapter.a.dim(0);

@@ -17,6 +17,12 @@ std::unique_ptr<Recorder> Backend::make_recorder() {
   return std::make_unique<DoAgain>();
 }
 
+void Backend::lora_delta(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
+                         Out y) {
+  fill(0.0F, y);
+  lora_forward(x, adapters, row_adapter, s, y);
+}
+
 void Backend::linears(In x, std::span<const LinearTerm> terms) {
   for (const LinearTerm& term : terms) {
     matmul(x, term.weight, {.bias = term.bias ? &term.bias : nullptr}, term.y);

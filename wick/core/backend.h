@@ -76,6 +76,10 @@ class Backend {
   // [T,R_max], y [T,out]
   virtual void lora_forward(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
                             Out y) = 0;
+  // What lora_forward adds, alone: y[t] = scaling_g s[t,:R_g] B_g^T, and 0 where there is no
+  // adapter. Composed of it and `fill` unless a back end fuses them.
+  virtual void lora_delta(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
+                          Out y);
   // One adapter for all rows: ds = scaling dy B; db += scaling dy^T s; da += ds^T x; and, unless dx
   // is empty, dx += ds A.   ds [T,R] is scratch; s is lora_forward's.
   virtual void lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da, Out db,

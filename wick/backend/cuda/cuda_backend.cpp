@@ -7,6 +7,7 @@
 #include "wick/backend/cuda/adamw.h"
 #include "wick/backend/cuda/attention.h"
 #include "wick/backend/cuda/device.h"
+#include "wick/backend/cuda/linears_tiles.h"
 #include "wick/backend/cuda/lora.h"
 #include "wick/backend/cuda/loss.h"
 #include "wick/backend/cuda/recorder.h"
@@ -148,16 +149,24 @@ void CudaBackend::lora_forward(In x, std::span<const LoraFactors> adapters, In r
   cuda::lora_forward(context_, x, adapters, row_adapter, s, y);
 }
 
+void CudaBackend::lora_delta(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
+                             Out y) {
+  cuda::lora_delta(context_, x, adapters, row_adapter, s, y);
+}
+
 void CudaBackend::lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da,
                                 Out db, Out dx) {
   cuda::lora_backward(context_, x, s, dy, adapter, ds, da, db, dx);
 }
 
-// Few rows: one kernel. Else the low-rank change comes first, so that the product adds to it and no
-// pass over y follows it.
+// Few rows: one kernel; some tens of bf16: a shrink and one kernel. Else the low-rank change comes
+// first, so that the product adds to it and no pass over y follows it.
 void CudaBackend::linears(In x, std::span<const LinearTerm> terms) {
   const int64_t T = x.rows();
   if (T == 0 || (T <= kFewRows && linears_few_rows(context_, x, terms))) {
+    return;
+  }
+  if (linears_in_tiles(context_, x, terms)) {
     return;
   }
   lora_deltas(context_, x, terms);

@@ -108,6 +108,8 @@ TermView term_view(const LinearTerm& term) {
   return view;
 }
 
+}  // namespace
+
 LinearsArgs linears_args(const Tensor& x, std::span<const LinearTerm> terms) {
   LinearsArgs args{};
   args.x = x.address();
@@ -128,8 +130,6 @@ LinearsArgs linears_args(const Tensor& x, std::span<const LinearTerm> terms) {
   }
   return args;
 }
-
-}  // namespace
 
 bool gated_linears_row(const Context& context, const Tensor& x, std::span<const LinearTerm> terms,
                        Activation activation, const Tensor& h) {
