@@ -275,13 +275,14 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// As many blocks a cluster as leave no more than two blocks a multiprocessor and have some channels
-// each, fewer where there are many ranks.
+// As many blocks a cluster as leave no more than two blocks a multiprocessor and have 128 channels
+// each; fewer channels where rows share more than eight ranks.
+template <int ROWS>
 unsigned blocks_of_cluster(const Context& context, int64_t groups, int channels, int rank) {
-  constexpr int kBlockWork = 128 * 8;
+  const int64_t eights = ROWS == 1 ? 1 : std::max<int64_t>(1, ceil_div(rank, 8));
   unsigned blocks = context.compute_capability >= 90 ? kMostBlocks : 1;
   while (blocks > 1 && (groups * blocks > 2 * context.multiprocessors ||
-                        int64_t{blocks} * kBlockWork > int64_t{channels} * std::max(rank, 8))) {
+                        int64_t{128} * blocks > channels * eights)) {
     blocks /= 2;
   }
   return blocks;
@@ -290,7 +291,8 @@ unsigned blocks_of_cluster(const Context& context, int64_t groups, int channels,
 template <class TX, class TY, int ROWS>
 void launch_rows(const Context& context, int rank, const RowsArgsOf<ROWS>& args) {
   const int64_t groups = ceil_div(args.rows, ROWS);
-  const unsigned blocks = blocks_of_cluster(context, groups, std::max(args.in, args.out), rank);
+  const unsigned blocks =
+      blocks_of_cluster<ROWS>(context, groups, std::max(args.in, args.out), rank);
   const auto kernel = rank <= kWarps       ? forward_rows<TX, TY, ROWS, 1>
                       : rank <= 2 * kWarps ? forward_rows<TX, TY, ROWS, 2>
                                            : forward_rows<TX, TY, ROWS, 4>;
