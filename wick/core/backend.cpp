@@ -1,5 +1,10 @@
-// Kernels composed of others, and the recorder of a back end that records nothing.
+// Kernels composed of others, the recorder of a back end that records nothing, and the readback of
+// one that works while the host waits.
 #include "wick/core/backend.h"
+
+#include <algorithm>
+#include <cassert>
+#include <vector>
 
 namespace wick {
 
@@ -11,10 +16,32 @@ class DoAgain : public Recorder {
   bool replays() const override { return false; }
 };
 
+class DownloadAtOnce : public Readback {
+ public:
+  DownloadAtOnce(Backend& backend, size_t bytes) : backend_(backend), held_(bytes) {}
+  void begin(In from) override {
+    assert(from.bytes() <= held_.size());
+    backend_.download(from, std::span(held_).first(from.bytes()));
+  }
+  void take(std::span<std::byte> host) override {
+    assert(host.size() <= held_.size());
+    std::copy_n(held_.begin(), host.size(), host.begin());
+  }
+  bool runs_behind() const override { return false; }
+
+ private:
+  Backend& backend_;
+  std::vector<std::byte> held_;
+};
+
 }  // namespace
 
 std::unique_ptr<Recorder> Backend::make_recorder() {
   return std::make_unique<DoAgain>();
+}
+
+std::unique_ptr<Readback> Backend::make_readback(size_t bytes) {
+  return std::make_unique<DownloadAtOnce>(*this, bytes);
 }
 
 void Backend::linears(In x, std::span<const LinearTerm> terms) {
