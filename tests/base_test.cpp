@@ -1,11 +1,15 @@
 // Errors, files, random numbers and the thread pool.
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <csignal>
+#include <mutex>
+#include <thread>
 #include <vector>
 
 #include "tests/support/test_data.h"
@@ -79,6 +83,49 @@ TEST(ThreadPool, RethrowsAndStaysUsable) {
   pool.run(4, [&](int64_t i) { sum += static_cast<int>(i); });
   EXPECT_EQ(sum, 6);
 }
+
+#if defined(__linux__)
+cpu_set_t allowed_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  EXPECT_EQ(sched_getaffinity(0, sizeof(set), &set), 0);
+  return set;
+}
+
+TEST(ThreadPool, WorkersKeepOffTheCoreOfTheCaller) {
+  const cpu_set_t before = allowed_cores();
+  if (CPU_COUNT(&before) < 2) {
+    GTEST_SKIP() << "only one core may be used here";
+  }
+  ThreadPool pool(2);
+  const std::thread::id caller = std::this_thread::get_id();
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (!CPU_ISSET(core, &before)) {
+      continue;
+    }
+    cpu_set_t here;
+    CPU_ZERO(&here);
+    CPU_SET(core, &here);
+    ASSERT_EQ(sched_setaffinity(0, sizeof(here), &here), 0);
+    std::mutex mutex;
+    std::vector<cpu_set_t> sets;  // of the worker's tasks
+    for (int attempt = 0; attempt < 1000 && sets.empty(); ++attempt) {
+      pool.run(2, [&](int64_t) {
+        if (std::this_thread::get_id() == caller) {
+          // Long enough for the worker to come.
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+          return;
+        }
+        const std::lock_guard lock(mutex);
+        sets.push_back(allowed_cores());
+      });
+    }
+    ASSERT_FALSE(sets.empty());
+    EXPECT_FALSE(CPU_ISSET(core, &sets.front())) << core;
+  }
+  ASSERT_EQ(sched_setaffinity(0, sizeof(before), &before), 0);
+}
+#endif
 
 TEST(AtomicFile, KeepsTheOldFileUnlessCommitted) {
   const test::TemporaryFolder folder;

@@ -2,6 +2,7 @@
 // run.
 #include "wick/base/parallel.h"
 
+#include <pthread.h>
 #include <sched.h>
 
 #include <atomic>
@@ -54,6 +55,47 @@ int usable_cores() {
   return std::max(1U, std::thread::hardware_concurrency());
 }
 
+// Keeps the workers off the caller's core. Linux likes to wake a thread where its waker runs; with
+// runs a few microseconds apart it then leaves both there, for seconds, beside an idle core. Only
+// the workers are moved, and only when the caller has moved.
+class Placement {
+ public:
+  explicit Placement(size_t threads) {
+#if defined(__linux__)
+    CPU_ZERO(&usable_);
+    const bool known = sched_getaffinity(0, sizeof(usable_), &usable_) == 0;
+    active_ = known && threads <= static_cast<size_t>(CPU_COUNT(&usable_));
+#endif
+  }
+
+  // Called by the thread that is about to run tasks. A refusal by the system changes nothing but
+  // speed.
+  void keep_off_caller([[maybe_unused]] std::vector<std::thread>& workers) {
+#if defined(__linux__)
+    if (!active_) {
+      return;
+    }
+    const int core = sched_getcpu();
+    if (core == core_ || core < 0) {
+      return;
+    }
+    core_ = core;
+    cpu_set_t others = usable_;
+    CPU_CLR(core, &others);
+    for (std::thread& worker : workers) {
+      pthread_setaffinity_np(worker.native_handle(), sizeof(others), &others);
+    }
+#endif
+  }
+
+ private:
+#if defined(__linux__)
+  cpu_set_t usable_{};
+  bool active_ = false;
+  int core_ = -1;  // the caller's at the last run
+#endif
+};
+
 struct ThreadPool::State {
   // The tasks that a thread begins with. Others take from them when their own are done.
   struct alignas(64) Share {
@@ -64,10 +106,12 @@ struct ThreadPool::State {
     std::atomic<int64_t> end{0};
   };
 
-  explicit State(int threads) : shares(static_cast<size_t>(threads)) {}
+  explicit State(int threads)
+      : shares(static_cast<size_t>(threads)), placement(static_cast<size_t>(threads)) {}
 
   std::vector<Share> shares;  // by thread; the caller's is the first, and is opened last
   std::vector<std::thread> workers;
+  Placement placement;
   std::mutex mutex;
   std::condition_variable wake;
   std::condition_variable done;
@@ -191,6 +235,7 @@ void ThreadPool::run(int64_t count, const std::function<void(int64_t)>& task) {
     return;
   }
   check(count < (int64_t{1} << 31), "thread pool: {} tasks in one run", count);
+  s.placement.keep_off_caller(s.workers);
   {
     // Under the lock, so that a worker between its last look and its sleep cannot miss the new run.
     const std::lock_guard lock(s.mutex);

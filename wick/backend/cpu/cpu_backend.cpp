@@ -7,6 +7,7 @@
 
 #include "wick/backend/cpu/adamw.h"
 #include "wick/backend/cpu/attention.h"
+#include "wick/backend/cpu/few_rows.h"
 #include "wick/backend/cpu/lora.h"
 #include "wick/backend/cpu/loss.h"
 #include "wick/backend/cpu/matmul.h"
@@ -92,6 +93,14 @@ void CpuBackend::matmul(In a, In b, const MatmulArgs& args, Out c) {
 void CpuBackend::lora_forward(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
                               Out y) {
   cpu::lora_forward(context_, x, adapters, row_adapter, s, y);
+}
+
+void CpuBackend::linears(In x, std::span<const LinearTerm> terms) {
+  if (x.rows() == 0 || x.rows() > kFewRows) {
+    Backend::linears(x, terms);
+    return;
+  }
+  linears_few_rows(context_, x, terms);
 }
 
 void CpuBackend::lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da,

@@ -34,6 +34,7 @@ class CpuBackend final : public Backend {
                     Out y) override;
   void lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da, Out db,
                      Out dx) override;
+  void linears(In x, std::span<const LinearTerm> terms) override;
   void add_column_sums(In x, Out out) override;
 
   void attention(In q, In k, In v, In spans, const AttentionArgs& args, Out o, Out lse) override;

@@ -134,6 +134,21 @@ void lora_forward(const Context& context, const Tensor& x, std::span<const LoraF
   }
 }
 
+void lora_shrink(const float* x, int64_t rows, const LoraFactors& adapter, int64_t begin,
+                 int64_t end, float* s, int64_t s_stride) {
+  const int64_t in = adapter.a.columns();
+  HWY_DYNAMIC_DISPATCH(Shrink)
+  (x, adapter.a.data<float>() + begin * in, {nullptr, rows, in, s_stride},
+   {in, end - begin, in, 1.0F}, s + begin);
+}
+
+void lora_expand_row(const float* s, const LoraFactors& adapter, int64_t begin, int64_t end,
+                     float* y) {
+  const int64_t R = adapter.a.rows();
+  HWY_DYNAMIC_DISPATCH(ExpandOneRow)
+  (s, adapter.b.data<float>() + begin * R, {end - begin, R, R, adapter.scaling}, y + begin);
+}
+
 void lora_backward(const Context& context, const Tensor& x, const Tensor& s, const Tensor& dy,
                    const LoraFactors& adapter, const Tensor& ds, const Tensor& da, const Tensor& db,
                    const Tensor& dx) {

@@ -3,12 +3,13 @@
 // and a tile of the result stays in registers. Packing widens bf16 and f16, so narrow weights cost
 // no pass of their own and run at the rate of f32.
 //
-// With a few rows there is nothing to reuse, and packing would cost more than the product: then
-// dot products read the weights as they are stored, at the speed of memory. And where both sides
-// are f32 and the right one is not transposed, a library is as good (dense_gemm.h).
+// With a few rows there is nothing to reuse, and packing would cost more than the product
+// (few_rows.h). And where both sides are f32 and the right one is not transposed, a library is as
+// good (dense_gemm.h).
 #include "wick/backend/cpu/matmul.h"
 
 #include "wick/backend/cpu/dense_gemm.h"
+#include "wick/backend/cpu/few_rows.h"
 #include "wick/backend/cpu/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -30,9 +31,6 @@ HWY_EXPORT(PackLeftTransposed);
 HWY_EXPORT(PackRightfloat);
 HWY_EXPORT(PackRightBf16);
 HWY_EXPORT(PackRightF16);
-HWY_EXPORT(MultiplyFewRowsfloat);
-HWY_EXPORT(MultiplyFewRowsBf16);
-HWY_EXPORT(MultiplyFewRowsF16);
 HWY_EXPORT(AddRows);
 
 namespace {
@@ -51,16 +49,6 @@ void pack_right(const F16* b, int64_t stride, bool transposed, int64_t columns, 
   HWY_DYNAMIC_DISPATCH(PackRightF16)(b, stride, transposed, columns, depth, to);
 }
 
-void multiply_few_rows(const FewRowsProduct& p, const float* b) {
-  HWY_DYNAMIC_DISPATCH(MultiplyFewRowsfloat)(p, b);
-}
-void multiply_few_rows(const FewRowsProduct& p, const Bf16* b) {
-  HWY_DYNAMIC_DISPATCH(MultiplyFewRowsBf16)(p, b);
-}
-void multiply_few_rows(const FewRowsProduct& p, const F16* b) {
-  HWY_DYNAMIC_DISPATCH(MultiplyFewRowsF16)(p, b);
-}
-
 constexpr int64_t kSerialProducts = 150'000;  // below, a second thread costs more than it saves
 
 int64_t ceil_div(int64_t a, int64_t b) {
@@ -70,21 +58,6 @@ int64_t ceil_div(int64_t a, int64_t b) {
 struct MatmulSizes {
   int64_t M, N, K;
 };
-
-void multiply_by_dots(const Context& context, const Tensor& a, const Tensor& b,
-                      const MatmulArgs& args, const MatmulSizes& sizes, const float* bias,
-                      const Tensor& c) {
-  const auto [M, N, K] = sizes;
-  // Tasks of whole weight rows, some 64k weights each.
-  const int64_t columns =
-      M * N * K < kSerialProducts ? N : std::max<int64_t>(4, rows_of(65536, K) / 4 * 4);
-  with_elements(b, [&, M = M, N = N, K = K](const auto* weights) {
-    for_ranges(context, N, columns, [&](int64_t begin, int64_t end) {
-      multiply_few_rows(
-          {a.data<float>(), bias, M, N, K, begin, end, args.accumulate, c.data<float>()}, weights);
-    });
-  });
-}
 
 // Rows [m, m + rows) of the left side, depths [k, k + depth), into [row][kLeftStride].
 void pack_left_block(const float* a, MatmulForm form, const MatmulSizes& sizes, int64_t m,
@@ -238,18 +211,17 @@ void matmul(const Context& context, const Tensor& a, const Tensor& b, const Matm
   if (sizes.M == 0 || sizes.N == 0) {
     return;
   }
+  if (args.form == MatmulForm::nt && sizes.M <= kFewRows) {
+    multiply_few_rows(context, a, b, args, c);
+    return;
+  }
   const Scratch wide_bias(context.scratch, args.bias != nullptr ? sizes.N : 0);
   const float* bias = nullptr;
   if (args.bias != nullptr) {
-    with_elements(*args.bias, [&](const auto* values) {
-      std::transform(values, values + sizes.N, wide_bias.data(),
-                     [](auto value) { return to_f32(value); });
-    });
+    widen(*args.bias, wide_bias.data());
     bias = wide_bias.data();
   }
-  if (args.form == MatmulForm::nt && sizes.M <= kFewRows) {
-    multiply_by_dots(context, a, b, args, sizes, bias, c);
-  } else if (b.dtype() == DType::f32 && dense_gemm_serves(args.form, sizes.K)) {
+  if (b.dtype() == DType::f32 && dense_gemm_serves(args.form, sizes.K)) {
     multiply_dense(context, {args.form, sizes.M, sizes.N, sizes.K, a.data<float>(), b.data<float>(),
                              bias, args.accumulate, c.data<float>()});
   } else if (suits_rows(sizes)) {

@@ -1,6 +1,7 @@
 // The stored number types as C++ types that no arithmetic mixes up, and the way from DType to them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "wick/core/tensor.h"
@@ -37,6 +38,14 @@ void with_elements(const Tensor& tensor, const Body& body) {
     default:
       body(tensor.data<float>());
   }
+}
+
+// The elements as f32.
+inline void widen(const Tensor& tensor, float* to) {
+  with_elements(tensor, [&](const auto* values) {
+    std::transform(values, values + tensor.elements(), to,
+                   [](auto value) { return to_f32(value); });
+  });
 }
 
 }  // namespace wick::cpu
