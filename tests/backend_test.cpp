@@ -13,6 +13,7 @@
 #include "tests/reference/matmul.h"
 #include "tests/reference/rowwise.h"
 #include "tests/support/conformance.h"
+#include "tests/support/message_of.h"
 #include "wick/backend/registry.h"
 #include "wick/base/error.h"
 
@@ -37,6 +38,13 @@ TEST(Registry, AnUnknownDeviceIsNamed) {
   } catch (const Error& error) {
     EXPECT_TRUE(std::string(error.what()).starts_with("unknown device \"tpu\": this build has cpu"))
         << error.what();
+  }
+}
+
+TEST(Registry, AGpuIsNamedByItsNumber) {
+  for (const char* device : {"cuda:", "cuda:x", "cuda:-1", "cuda:1x", "cuda:99999999999"}) {
+    const std::string message = test::message_of([&] { make_backend(device); });
+    EXPECT_TRUE(message.starts_with(fmt::format("unknown device \"{}\": ", device))) << message;
   }
 }
 

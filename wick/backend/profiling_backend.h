@@ -17,6 +17,7 @@ class ProfilingBackend : public Backend {
 
   std::string_view name() const override { return inner_.name(); }
   DType activation_type(DType weights) const override { return inner_.activation_type(weights); }
+  DType weight_type(DType stored) const override { return inner_.weight_type(stored); }
 
   Tensor allocate(const Shape& shape, DType dtype) override {
     return inner_.allocate(shape, dtype);

@@ -1,5 +1,10 @@
-// Kernels composed of others, and the recorder of a back end that records nothing.
+// Kernels composed of others, the recorder of a back end that records nothing, and the readback of
+// one that works while the host waits.
 #include "wick/core/backend.h"
+
+#include <algorithm>
+#include <cassert>
+#include <vector>
 
 namespace wick {
 
@@ -9,6 +14,24 @@ class DoAgain : public Recorder {
  public:
   void run(uint64_t, const std::function<void()>& work) override { work(); }
   bool replays() const override { return false; }
+};
+
+class DownloadAtOnce : public Readback {
+ public:
+  DownloadAtOnce(Backend& backend, size_t bytes) : backend_(backend), held_(bytes) {}
+  void begin(In from) override {
+    assert(from.bytes() <= held_.size());
+    backend_.download(from, std::span(held_).first(from.bytes()));
+  }
+  void take(std::span<std::byte> host) override {
+    assert(host.size() <= held_.size());
+    std::copy_n(held_.begin(), host.size(), host.begin());
+  }
+  bool runs_behind() const override { return false; }
+
+ private:
+  Backend& backend_;
+  std::vector<std::byte> held_;
 };
 
 }  // namespace
@@ -21,6 +44,10 @@ void Backend::lora_delta(In x, std::span<const LoraFactors> adapters, In row_ada
                          Out y) {
   fill(0.0F, y);
   lora_forward(x, adapters, row_adapter, s, y);
+}
+
+std::unique_ptr<Readback> Backend::make_readback(size_t bytes) {
+  return std::make_unique<DownloadAtOnce>(*this, bytes);
 }
 
 void Backend::linears(In x, std::span<const LinearTerm> terms) {

@@ -42,12 +42,28 @@ class Recorder {
   virtual bool replays() const = 0;
 };
 
+// A small download that is begun after one piece of work and taken after more was asked for, so
+// that the device need not stand still while the host reads. One at a time an object.
+class Readback {
+ public:
+  virtual ~Readback() = default;
+  // Of what the tensor holds when all work asked for so far is done.
+  virtual void begin(In from) = 0;
+  // Waits for what was begun last, and for no later work.
+  virtual void take(std::span<std::byte> host) = 0;
+  // False where `begin` waits already: then nothing is gained by asking for more work first.
+  virtual bool runs_behind() const = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string_view name() const = 0;  // "cpu", "cuda", "metal"
   // Of the activations of a model whose weights have the given type: f32, or bf16.
   virtual DType activation_type(DType /*weights*/) const { return DType::f32; }
+  // In which products take weights of the stored type as they are: another one where each product
+  // would have to convert them.
+  virtual DType weight_type(DType stored) const { return stored; }
   virtual std::unique_ptr<Recorder> make_recorder();
 
   // ---- memory
@@ -61,6 +77,8 @@ class Backend {
                        const Shape& shape, DType dtype) = 0;
   virtual void upload(std::span<const std::byte> host, Out to) = 0;
   virtual void download(In from, std::span<std::byte> host) = 0;
+  // For tensors of at most `bytes`. It must not outlive the back end.
+  virtual std::unique_ptr<Readback> make_readback(size_t bytes);
   virtual void copy(In from, Out to) = 0;  // same dtype and number of elements
   virtual void synchronize() = 0;
   virtual MemoryUse memory() const = 0;  // of what `allocate` gave

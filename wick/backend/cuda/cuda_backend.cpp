@@ -10,6 +10,7 @@
 #include "wick/backend/cuda/linears_tiles.h"
 #include "wick/backend/cuda/lora.h"
 #include "wick/backend/cuda/loss.h"
+#include "wick/backend/cuda/readback.h"
 #include "wick/backend/cuda/recorder.h"
 #include "wick/backend/cuda/rowwise.h"
 #include "wick/backend/cuda/sample.h"
@@ -87,6 +88,12 @@ DType CudaBackend::activation_type(DType weights) const {
   return weights == DType::f32 ? DType::f32 : DType::bf16;
 }
 
+// f16 activations would overflow where models have large ones (65504 is the largest), and no
+// product mixes bf16 with f16; so f16 weights become bf16, which loses three bits of each.
+DType CudaBackend::weight_type(DType stored) const {
+  return stored == DType::f16 ? DType::bf16 : stored;
+}
+
 std::unique_ptr<Recorder> CudaBackend::make_recorder() {
   if (!memory_->can_record()) {
     return Backend::make_recorder();
@@ -117,6 +124,10 @@ void CudaBackend::upload(std::span<const std::byte> host, Out to) {
 void CudaBackend::download(In from, std::span<std::byte> host) {
   assert(host.size() == from.bytes());
   staging_->download(from.address(), host);
+}
+
+std::unique_ptr<Readback> CudaBackend::make_readback(size_t bytes) {
+  return std::make_unique<PinnedReadback>(context_.stream, bytes);
 }
 
 void CudaBackend::copy(In from, Out to) {

@@ -28,6 +28,7 @@ class CudaBackend final : public Backend {
   cudaStream_t stream() const { return context_.stream; }  // where all its work goes
 
   DType activation_type(DType weights) const override;
+  DType weight_type(DType stored) const override;
   std::unique_ptr<Recorder> make_recorder() override;
 
   Tensor allocate(const Shape& shape, DType dtype) override;
@@ -35,6 +36,7 @@ class CudaBackend final : public Backend {
                const Shape& shape, DType dtype) override;
   void upload(std::span<const std::byte> host, Out to) override;
   void download(In from, std::span<std::byte> host) override;
+  std::unique_ptr<Readback> make_readback(size_t bytes) override;
   void copy(In from, Out to) override;
   void synchronize() override;
   MemoryUse memory() const override;

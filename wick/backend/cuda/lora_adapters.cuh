@@ -50,10 +50,6 @@ inline int widest(std::span<const LoraFactors> adapters) {
   return static_cast<int>(rank);
 }
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 inline bool aligned_to(const void* address, size_t bytes) {
   return reinterpret_cast<uintptr_t>(address) % bytes == 0;
 }
