@@ -43,6 +43,9 @@ class ProfilingBackend : public Backend {
   void linears(In x, std::span<const LinearTerm> terms) override;
   void gated_linears(In x, std::span<const LinearTerm> g_and_u, Activation activation,
                      Out h) override;
+  void normed_linears(const NormedInput& input, std::span<const LinearTerm> terms) override;
+  void normed_gated_linears(const NormedInput& input, std::span<const LinearTerm> g_and_u,
+                            Activation activation, Out h) override;
   void add_column_sums(In x, Out out) override;
 
   void attention(In q, In k, In v, In spans, const AttentionArgs& args, Out o, Out lse) override;
@@ -51,6 +54,8 @@ class ProfilingBackend : public Backend {
   void kv_append(In x, In slots, Out cache) override;
   void rope(In x, In positions, In table, RopeDirection direction, Out y) override;
   void rope_append(In positions, In table, Out q, Out k, In v, Out k_cache, Out v_cache) override;
+  void append_attention(const FreshTokens& tokens, Out k_cache, Out v_cache, In spans,
+                        const AttentionArgs& args, Out o) override;
 
   void rms_norm(In x, In weight, float eps, Out y, Out rstd) override;
   void rms_norm_backward(In x, In weight, In rstd, In dy, bool accumulate, Out dx,

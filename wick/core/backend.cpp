@@ -65,6 +65,35 @@ void Backend::gated_linears(In x, std::span<const LinearTerm> g_and_u, Activatio
   gate(g_and_u[0].y, g_and_u[1].y, activation, h);
 }
 
+namespace {
+
+void norm(Backend& backend, const NormedInput& input) {
+  if (input.b) {
+    backend.add_rms_norm(input.a, input.b, input.weight, input.eps, input.sum, input.x, Tensor());
+  } else {
+    backend.rms_norm(input.a, input.weight, input.eps, input.x, Tensor());
+  }
+}
+
+}  // namespace
+
+void Backend::normed_linears(const NormedInput& input, std::span<const LinearTerm> terms) {
+  norm(*this, input);
+  linears(input.x, terms);
+}
+
+void Backend::normed_gated_linears(const NormedInput& input, std::span<const LinearTerm> g_and_u,
+                                   Activation activation, Out h) {
+  norm(*this, input);
+  gated_linears(input.x, g_and_u, activation, h);
+}
+
+void Backend::append_attention(const FreshTokens& tokens, Out k_cache, Out v_cache, In spans,
+                               const AttentionArgs& args, Out o) {
+  rope_append(tokens.positions, tokens.rope_table, tokens.q, tokens.k, tokens.v, k_cache, v_cache);
+  attention(tokens.q, k_cache, v_cache, spans, args, o, Tensor());
+}
+
 void Backend::rope_append(In positions, In table, Out q, Out k, In v, Out k_cache, Out v_cache) {
   rope(q, positions, table, RopeDirection::forward, q);
   rope(k, positions, table, RopeDirection::forward, k);

@@ -109,6 +109,11 @@ class Backend {
   // unless a back end fuses them.
   virtual void gated_linears(In x, std::span<const LinearTerm> g_and_u, Activation activation,
                              Out h);
+  // Both of the two above, where x is a norm that comes first. Composed unless a back end fuses
+  // them.
+  virtual void normed_linears(const NormedInput& input, std::span<const LinearTerm> terms);
+  virtual void normed_gated_linears(const NormedInput& input, std::span<const LinearTerm> g_and_u,
+                                    Activation activation, Out h);
   // out[N] += sum over rows of x[T,N] (bias gradients).
   virtual void add_column_sums(In x, Out out) = 0;
 
@@ -133,6 +138,10 @@ class Backend {
   // of v go into v_cache unchanged. Composed of the two above unless a back end fuses them; k is
   // overwritten.
   virtual void rope_append(In positions, In table, Out q, Out k, In v, Out k_cache, Out v_cache);
+
+  // rope_append, then attention of q over the caches. Composed unless a back end fuses them.
+  virtual void append_attention(const FreshTokens& tokens, Out k_cache, Out v_cache, In spans,
+                                const AttentionArgs& args, Out o);
 
   // ---- row-wise
   // ----------------------------------------------------------------------------------------------------

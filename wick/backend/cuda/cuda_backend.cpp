@@ -195,6 +195,19 @@ void CudaBackend::gated_linears(In x, std::span<const LinearTerm> terms, Activat
   }
 }
 
+void CudaBackend::normed_linears(const NormedInput& input, std::span<const LinearTerm> terms) {
+  if (!normed_linears_row(context_, input, terms)) {
+    Backend::normed_linears(input, terms);
+  }
+}
+
+void CudaBackend::normed_gated_linears(const NormedInput& input, std::span<const LinearTerm> terms,
+                                       Activation activation, Out h) {
+  if (!normed_gated_linears_row(context_, input, terms, activation, h)) {
+    Backend::normed_gated_linears(input, terms, activation, h);
+  }
+}
+
 void CudaBackend::add_column_sums(In x, Out out) {
   cuda::add_column_sums(context_, x, out);
 }
@@ -219,6 +232,13 @@ void CudaBackend::rope(In x, In positions, In table, RopeDirection direction, Ou
 void CudaBackend::rope_append(In positions, In table, Out q, Out k, In v, Out k_cache,
                               Out v_cache) {
   cuda::rope_append(context_, positions, table, q, k, v, k_cache, v_cache);
+}
+
+void CudaBackend::append_attention(const FreshTokens& tokens, Out k_cache, Out v_cache, In spans,
+                                   const AttentionArgs& args, Out o) {
+  if (!cuda::append_attention(context_, tokens, k_cache, v_cache, spans, args, o)) {
+    Backend::append_attention(tokens, k_cache, v_cache, spans, args, o);
+  }
 }
 
 void CudaBackend::rms_norm(In x, In weight, float eps, Out y, Out rstd) {

@@ -52,6 +52,9 @@ class CudaBackend final : public Backend {
   void linears(In x, std::span<const LinearTerm> terms) override;
   void gated_linears(In x, std::span<const LinearTerm> terms, Activation activation,
                      Out h) override;
+  void normed_linears(const NormedInput& input, std::span<const LinearTerm> terms) override;
+  void normed_gated_linears(const NormedInput& input, std::span<const LinearTerm> terms,
+                            Activation activation, Out h) override;
   void add_column_sums(In x, Out out) override;
 
   void attention(In q, In k, In v, In spans, const AttentionArgs& args, Out o, Out lse) override;
@@ -60,6 +63,8 @@ class CudaBackend final : public Backend {
   void kv_append(In x, In slots, Out cache) override;
   void rope(In x, In positions, In table, RopeDirection direction, Out y) override;
   void rope_append(In positions, In table, Out q, Out k, In v, Out k_cache, Out v_cache) override;
+  void append_attention(const FreshTokens& tokens, Out k_cache, Out v_cache, In spans,
+                        const AttentionArgs& args, Out o) override;
 
   void rms_norm(In x, In weight, float eps, Out y, Out rstd) override;
   void add_rms_norm(In a, In b, In weight, float eps, Out sum, Out y, Out rstd) override;
