@@ -120,8 +120,7 @@ Case delta_case(const LoraSizes& sizes) {
   c.prepare = [sizes](Backend& be) {
     auto setup = std::make_shared<LoraSetup>(be, sizes);
     const auto work = [setup, &be] {
-      be.fill(0.0F, setup->y);
-      be.lora_forward(setup->x, setup->factors, setup->row_adapter, setup->s, setup->y);
+      be.lora_delta(setup->x, setup->factors, setup->row_adapter, setup->s, setup->y);
     };
     return awaited(be, work, [setup] { return setup->error(setup->expected({})); });
   };
@@ -178,8 +177,7 @@ struct StepSetup : LoraSetup {
 
   void run(bool optimizer) {
     Backend& be = backend;
-    be.fill(0.0F, y);
-    be.lora_forward(x, factors, {}, s, y);
+    be.lora_delta(x, factors, {}, s, y);
     be.cross_entropy(targets, {gradient_scale}, y, losses);
     be.fill(0.0F, grads);
     be.lora_backward(x, s, y, factors[0], ds, grads.part(0, {r, d}), grads.part(d * r, {d, r}), {});

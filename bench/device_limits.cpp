@@ -68,7 +68,7 @@ double chain_seconds(Backend& be, int kernels) {
 MachineLimits measure_device(Backend& backend, const DeviceWork& work) {
   MachineLimits limits;
   for (const DeviceDescription& device : describe_devices()) {
-    if (device.backend == backend.name()) {
+    if (device.name.starts_with(backend.name())) {  // all GPUs of a machine are taken to be alike
       limits.processor = device.text.substr(0, device.text.find(':'));
       limits.detail = device.text;
       break;

@@ -12,15 +12,16 @@ namespace {
 constexpr const char* kExamples =
     "Examples:\n"
     "  wick devices\n"
-    "      cpu   2 threads, AVX2\n"
-    "      cuda  NVIDIA H200: 139.8 GiB, 139.2 GiB free; compute capability 9.0; driver 13.0,\n"
-    "            runtime 13.0\n"
+    "      cpu     2 threads, AVX2\n"
+    "      cuda:0  NVIDIA H200: 139.8 GiB, 139.2 GiB free; compute capability 9.0; driver 13.0,\n"
+    "              runtime 13.0\n"
     "\n"
-    "--device auto takes the last of them.\n";
+    "--device auto takes a GPU where there is one, and --device cuda the first; with mpirun, each\n"
+    "process of a machine takes the next.\n";
 
 void list_devices() {
   for (const DeviceDescription& device : describe_devices()) {
-    print(fmt::format("{:<5} {}\n", device.backend, device.text));
+    print(fmt::format("{:<7} {}\n", device.name, device.text));
   }
 }
 

@@ -29,7 +29,8 @@ const std::map<std::string, std::optional<DType>> kDTypes = {
 void merge(const MergeFlags& flags) {
   const Adapter adapter = read_peft(flags.model.adapter);
   const std::unique_ptr<Backend> backend = flags.device.make();
-  const std::unique_ptr<Decoder> decoder = open_decoder(*backend, flags.model.model);
+  const std::unique_ptr<Decoder> decoder =
+      open_decoder(*backend, flags.model.model, {.held = HeldType::stored});
   if (const std::string warning = base_warning(adapter, flags.model.model); !warning.empty()) {
     log_warning("{}", warning);
   }

@@ -253,6 +253,7 @@ Bundle open_model(Backend& backend, const TrainFlags& flags) {
   OpenOptions options;
   options.random_weights = flags.init == "random";
   options.seed = flags.options.seed;
+  options.held = flags.options.type == TrainType::full ? HeldType::stored : HeldType::fastest;
   return open_bundle(backend, flags.model.model, options);
 }
 

@@ -9,7 +9,9 @@ namespace wick {
 
 void DeviceFlags::add_to(CLI::App& verb) {
   const char* group = "Device";
-  verb.add_option("--device", device, "Where to compute: auto (the best there is), cpu or cuda")
+  verb.add_option(
+          "--device", device,
+          "Where to compute: auto (the best there is), cpu, cuda, or one GPU of several: cuda:1")
       ->capture_default_str()
       ->group(group);
   verb.add_option("--threads", threads, "CPU threads; 0: one a core that this process may use")

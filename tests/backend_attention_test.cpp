@@ -298,5 +298,74 @@ TEST_P(Conformance, RopeAppendTurnsTheQueriesAndFillsTheCaches) {
   }
 }
 
+// Caches that are one part and many, with the token at their end or inside; the rest is not seen.
+TEST_P(Conformance, AppendAttentionSeesWhatItAppends) {
+  struct Case {
+    int32_t T, past;
+    int64_t H, G, D, R, capacity;
+    int64_t window = 0;
+  };
+  const DType type = activations();
+  constexpr auto kForward = RopeDirection::forward;
+  for (const Case& c : {Case{1, 0, 14, 2, 64, 64, 40},
+                        {1, 39, 14, 2, 64, 64, 40},
+                        {1, 300, 6, 2, 128, 128, 400},
+                        {1, 77, 6, 2, 64, 32, 1500},
+                        {1, 1499, 6, 2, 64, 64, 1500, 200},
+                        {1, 20, 4, 4, 20, 12, 50},
+                        {1, 20, 40, 2, 64, 64, 50},
+                        {1, 60, 4, 1, 256, 256, 100},
+                        {5, 30, 6, 2, 64, 64, 300}}) {
+    SCOPED_TRACE(
+        fmt::format("T {} past {} H {} D {} R {} of {}", c.T, c.past, c.H, c.D, c.R, c.capacity));
+    const int64_t heads = c.G * c.D;
+    const Values q = random(c.T * c.H * c.D, type);
+    const Values k = random(c.T * heads, type);
+    const Values v = random(c.T * heads, type);
+    const Values table = random((c.past + c.T) * c.R);
+    const std::array before = {random(c.capacity * heads, type), random(c.capacity * heads, type)};
+    std::vector<int32_t> positions;
+    for (int32_t t = 0; t < c.T; ++t) {
+      positions.push_back(c.past + t);
+    }
+    Values turned_q(q.size());
+    Values turned_k(k.size());
+    reference::rope(q.data(), positions.data(), table.data(), kForward, {c.T, c.H, c.D, c.R},
+                    turned_q.data());
+    reference::rope(k.data(), positions.data(), table.data(), kForward, {c.T, c.G, c.D, c.R},
+                    turned_k.data());
+    for (Values* turned : {&turned_q, &turned_k}) {
+      for (double& value : *turned) {
+        value = test::rounded(value, type);
+      }
+    }
+    Values k_cache = before[0];
+    Values v_cache = before[1];
+    std::copy(turned_k.begin(), turned_k.end(), k_cache.begin() + c.past * heads);
+    std::copy(v.begin(), v.end(), v_cache.begin() + c.past * heads);
+    const std::vector<int32_t> spans = {0, c.T, 0, c.past + c.T};
+    const AttentionArgs args{.window = c.window, .scale = 0.3F};
+    Values o(q.size());
+    Values lse(c.T * c.H);
+    reference::attention(turned_q.data(), k_cache.data(), v_cache.data(), spans.data(), args,
+                         {c.H, c.G, c.D, 1}, o.data(), lse.data());
+    expect_outputs(
+        [&](Backend& backend) {
+          const Shape cache{c.capacity, c.G, c.D};
+          const Tensor device_k = upload(backend, before[0], cache, type);
+          const Tensor device_v = upload(backend, before[1], cache, type);
+          const Tensor device_o = poisoned(backend, {c.T, c.H, c.D}, type);
+          const FreshTokens tokens{
+              upload_ids(backend, positions, {c.T}), upload(backend, table, {c.past + c.T, c.R}),
+              upload(backend, q, {c.T, c.H, c.D}, type), upload(backend, k, {c.T, c.G, c.D}, type),
+              upload(backend, v, {c.T, c.G, c.D}, type)};
+          backend.append_attention(tokens, device_k, device_v, upload_ids(backend, spans, {1, 4}),
+                                   args, device_o);
+          return std::vector{device_o, device_k, device_v};
+        },
+        {o, k_cache, v_cache});
+  }
+}
+
 }  // namespace
 }  // namespace wick

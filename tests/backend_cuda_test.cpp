@@ -107,8 +107,10 @@ TEST(CudaDevice, ItsAbsenceIsAnErrorThatSaysWhy) {
   if (has_device()) {
     GTEST_SKIP() << "there is a CUDA device";
   }
-  const std::string message = message_of([] { make_backend("cuda"); });
-  EXPECT_TRUE(message.starts_with("cuda: no device answers: ")) << message;
+  for (const char* device : {"cuda", "cuda:1"}) {
+    const std::string message = message_of([&] { make_backend(device); });
+    EXPECT_TRUE(message.starts_with("cuda: no device answers: ")) << message;
+  }
   EXPECT_EQ(make_backend("auto")->name(), "cpu");
 }
 
@@ -142,6 +144,34 @@ class CudaTest : public ::testing::Test {
 
 TEST_F(CudaTest, AutoTakesIt) {
   EXPECT_EQ(make_backend("auto")->name(), "cuda");
+}
+
+TEST_F(CudaTest, DevicesAreNamedAsTheyAreChosen) {
+  int gpus = 0;
+  for (const DeviceDescription& device : describe_devices()) {
+    EXPECT_EQ(make_backend(device.name)->name(), device.name.substr(0, device.name.find(':')));
+    gpus += device.name.starts_with("cuda:") ? 1 : 0;
+  }
+  EXPECT_GT(gpus, 0);
+  const std::string wrong = fmt::format("cuda:{}", gpus);
+  const std::string message = message_of([&] { make_backend(wrong); });
+  EXPECT_TRUE(
+      message.starts_with(fmt::format("there is no device {}: this machine has cuda:0 (", wrong)))
+      << message;
+  make_backend("cuda:0");  // the tests that follow are this thread's too
+}
+
+TEST_F(CudaTest, AReadbackHoldsWhatWasThereWhenItWasBegun) {
+  const Tensor x = test::upload(*backend_, {1, 2, 3}, {3});
+  const std::unique_ptr<Readback> readback = backend_->make_readback(x.bytes());
+  for (const float value : {4.0F, 5.0F}) {
+    const test::Values before = test::download(*backend_, x);
+    readback->begin(x);
+    backend_->fill(value, x);
+    std::vector<float> host(3);
+    readback->take(std::as_writable_bytes(std::span(host)));
+    EXPECT_EQ(test::Values(host.begin(), host.end()), before);
+  }
 }
 
 TEST_F(CudaTest, OutOfMemoryIsAnErrorAndTheBackEndLivesOn) {

@@ -13,6 +13,7 @@
 #include "tests/reference/matmul.h"
 #include "tests/reference/rowwise.h"
 #include "tests/support/conformance.h"
+#include "tests/support/message_of.h"
 #include "wick/backend/registry.h"
 #include "wick/base/error.h"
 
@@ -37,6 +38,13 @@ TEST(Registry, AnUnknownDeviceIsNamed) {
   } catch (const Error& error) {
     EXPECT_TRUE(std::string(error.what()).starts_with("unknown device \"tpu\": this build has cpu"))
         << error.what();
+  }
+}
+
+TEST(Registry, AGpuIsNamedByItsNumber) {
+  for (const char* device : {"cuda:", "cuda:x", "cuda:-1", "cuda:1x", "cuda:99999999999"}) {
+    const std::string message = test::message_of([&] { make_backend(device); });
+    EXPECT_TRUE(message.starts_with(fmt::format("unknown device \"{}\": ", device))) << message;
   }
 }
 
@@ -283,6 +291,39 @@ TEST_P(Conformance, LoraForwardOfManyAdaptersOverTheRows) {
       {y});
 }
 
+// Over memory that holds anything; rows without an adapter become 0.
+TEST_P(Conformance, LoraDeltaOverwrites) {
+  for (const auto [T, in, out, R] : kLoraShapes) {
+    for (const bool grouped : {false, true}) {
+      SCOPED_TRACE(fmt::format("T {} in {} out {} R {} grouped {}", T, in, out, R, grouped));
+      const DType type = activations();
+      const Values x = random(T * in, type);
+      const Values a = random(R * in);
+      const Values b = random(out * R);
+      std::vector<int32_t> rows = random_ids(T, 2);
+      for (int32_t& row : rows) {
+        row -= 1;
+      }
+      Values s(T * R);
+      Values y(T * out);
+      const reference::Adapter<double> adapter{a.data(), b.data(), R, 0.75};
+      reference::lora_forward(x.data(), &adapter, grouped ? rows.data() : nullptr, {T, in, out, R},
+                              s.data(), y.data());
+      expect_outputs(
+          [&, T = T, in = in, out = out, R = R](Backend& backend) {
+            const LoraFactors factors{upload(backend, a, {R, in}), upload(backend, b, {out, R}),
+                                      0.75F};
+            const Tensor device_y = poisoned(backend, {T, out}, type);
+            backend.lora_delta(upload(backend, x, {T, in}, type), std::span(&factors, 1),
+                               grouped ? upload_ids(backend, rows, {T}) : Tensor(),
+                               poisoned(backend, {T, R}, type), device_y);
+            return std::vector{device_y};
+          },
+          {y});
+    }
+  }
+}
+
 // Two layers of one input: the first with a bias and adapters, the second bare.
 TEST_P(Conformance, LinearsAreProductsWithTheirAdapters) {
   constexpr int64_t in = 136;
@@ -375,6 +416,198 @@ TEST_P(Conformance, GatedLinearsAreLinearsAndTheirGate) {
           },
           {h});
     }
+  }
+}
+
+// Layers of some tens of rows: two with adapters of their own, one without, of few and of many
+// channels, and of a length that no power of two divides.
+TEST_P(Conformance, LinearsOfSomeTensOfRows) {
+  const DType type = activations();
+  constexpr std::array<int64_t, 3> ranks = {8, 16, 3};
+  for (const auto [T, in, F] : {std::array<int64_t, 3>{64, 520, 44},
+                                {33, 1032, 130},
+                                {32, 200, 1100},
+                                {50, 72, 1100},
+                                {17, 8, 33}}) {
+    SCOPED_TRACE(fmt::format("T {} in {} F {}", T, in, F));
+    const std::array<int64_t, 3> out = {F, 36, F + 4};
+    const Values x = random(T * in, type);
+    std::array<Values, 3> weights, a, b, y, s;
+    const Values bias = random(F, DType::bf16);
+    for (size_t i = 0; i < 3; ++i) {
+      weights[i] = random(out[i] * in, DType::bf16);
+      a[i] = random(ranks[i] * in);
+      b[i] = random(out[i] * ranks[i]);
+      y[i].resize(T * out[i]);
+      s[i].resize(T * ranks[i]);
+      reference::matmul(x.data(), weights[i].data(), i == 0 ? bias.data() : nullptr, MatmulForm::nt,
+                        false, {T, out[i], in}, y[i].data());
+      if (i != 1) {
+        const reference::Adapter<double> adapter{a[i].data(), b[i].data(), ranks[i], 0.75};
+        reference::lora_forward(x.data(), &adapter, nullptr, {T, in, out[i], ranks[i]}, s[i].data(),
+                                y[i].data());
+      }
+    }
+    expect_outputs(
+        [&, T = T, in = in](Backend& backend) {
+          std::array<LoraFactors, 3> factors;
+          std::array<LinearTerm, 3> terms;
+          for (size_t i = 0; i < 3; ++i) {
+            terms[i].weight = upload(backend, weights[i], {out[i], in}, DType::bf16);
+            terms[i].y = poisoned(backend, {T, out[i]}, type);
+            factors[i] = {upload(backend, a[i], {ranks[i], in}),
+                          upload(backend, b[i], {out[i], ranks[i]}), 0.75F};
+            if (i != 1) {
+              terms[i].adapters = std::span(&factors[i], 1);
+              terms[i].s = poisoned(backend, {T, ranks[i]}, type);
+            }
+          }
+          terms[0].bias = upload(backend, bias, {out[0]}, DType::bf16);
+          backend.linears(upload(backend, x, {T, in}, type), terms);
+          return std::vector{terms[0].y, terms[0].s, terms[1].y, terms[2].y, terms[2].s};
+        },
+        {y[0], s[0], y[1], y[2], s[2]});
+  }
+}
+
+// A stream of one row or more is added up, normed and multiplied; few channels of a long input, and
+// more than a warp keeps biases of, beside the plain case.
+TEST_P(Conformance, NormedLinearsAreLinearsOfTheNorm) {
+  struct Case {
+    int64_t T, in;
+    std::array<int64_t, 2> out;
+    DType weights;
+  };
+  constexpr int64_t R = 8;
+  constexpr float kEps = 1e-5F;
+  const DType type = activations();
+  const auto round = [&](Values& values) {
+    for (double& value : values) {
+      value = test::rounded(value, type);
+    }
+  };
+  for (const auto& [T, in, out, weight_type] : {Case{1, 136, {72, 131}, DType::bf16},
+                                                {1, 136, {72, 131}, DType::f32},
+                                                {1, 896, {200, 40}, DType::bf16},
+                                                {1, 5000, {40, 9}, DType::f16},
+                                                {1, 8, {40000, 3}, DType::bf16},
+                                                {1, 37, {9, 5}, DType::bf16},
+                                                {3, 136, {72, 131}, DType::bf16},
+                                                {70, 136, {72, 131}, DType::bf16}}) {
+    for (const bool sums : {false, true}) {
+      SCOPED_TRACE(fmt::format("T {} in {} {} sums {}", T, in, name_of(weight_type), sums));
+      const Values left = random(T * in, type);
+      const Values right = random(T * in, type);
+      const Values norm_weight = random(in);
+      Values sum = left;
+      if (sums) {
+        reference::add(left.data(), right.data(), T * in, sum.data());
+        round(sum);
+      }
+      Values x(T * in);
+      Values rstd(T);
+      reference::rms_norm(sum.data(), norm_weight.data(), kEps, T, in, x.data(), rstd.data());
+      round(x);
+      const std::array weights = {random(out[0] * in, weight_type),
+                                  random(out[1] * in, weight_type)};
+      const Values bias = random(out[0], weight_type);
+      // Small, so that s is some 1 and not a sum of thousands in which f32 rounds as many times.
+      const Values a = random(R * in, DType::f32, 0.04);
+      const Values b = random(out[0] * R);
+      std::array<Values, 2> y = {Values(T * out[0]), Values(T * out[1])};
+      Values s(T * R);
+      for (size_t i = 0; i < y.size(); ++i) {
+        reference::matmul(x.data(), weights[i].data(), i == 0 ? bias.data() : nullptr,
+                          MatmulForm::nt, false, {T, out[i], in}, y[i].data());
+      }
+      const reference::Adapter<double> adapter{a.data(), b.data(), R, 0.75};
+      reference::lora_forward(x.data(), &adapter, nullptr, {T, in, out[0], R}, s.data(),
+                              y[0].data());
+      expect_outputs(
+          [&](Backend& backend) {
+            const LoraFactors factors{upload(backend, a, {R, in}), upload(backend, b, {out[0], R}),
+                                      0.75F};
+            std::array<LinearTerm, 2> terms;
+            for (size_t i = 0; i < terms.size(); ++i) {
+              terms[i].weight = upload(backend, weights[i], {out[i], in}, weight_type);
+              terms[i].y = poisoned(backend, {T, out[i]}, type);
+            }
+            terms[0].bias = upload(backend, bias, {out[0]}, weight_type);
+            terms[0].adapters = std::span(&factors, 1);
+            terms[0].s = poisoned(backend, {T, R}, type);
+            NormedInput input{.a = upload(backend, left, {T, in}, type),
+                              .weight = upload(backend, norm_weight, {in}),
+                              .eps = kEps,
+                              .x = poisoned(backend, {T, in}, type)};
+            if (sums) {
+              input.b = upload(backend, right, {T, in}, type);
+              input.sum = poisoned(backend, {T, in}, type);
+            }
+            backend.normed_linears(input, terms);
+            return std::vector{terms[0].y, terms[0].s, terms[1].y, sums ? input.sum : input.a};
+          },
+          {y[0], s, y[1], sum});
+    }
+  }
+}
+
+TEST_P(Conformance, NormedGatedLinearsAreGatedLinearsOfTheNorm) {
+  constexpr int64_t R = 16;
+  constexpr float kEps = 1e-5F;
+  const DType type = activations();
+  for (const auto [T, in, F] :
+       {std::array<int64_t, 3>{1, 136, 72}, {1, 5000, 40}, {1, 40, 5003}, {2, 136, 72}}) {
+    SCOPED_TRACE(fmt::format("T {} in {} F {}", T, in, F));
+    const Values left = random(T * in, type);
+    const Values right = random(T * in, type);
+    const Values norm_weight = random(in);
+    const std::array weights = {random(F * in, DType::bf16, 0.04),
+                                random(F * in, DType::bf16, 0.04)};
+    const std::array a = {random(R * in, DType::f32, 0.04), random(R * in, DType::f32, 0.04)};
+    const std::array b = {random(F * R), random(F * R)};
+    Values sum(T * in);
+    Values x(T * in);
+    Values rstd(T);
+    reference::add(left.data(), right.data(), T * in, sum.data());
+    for (double& value : sum) {
+      value = test::rounded(value, type);
+    }
+    reference::rms_norm(sum.data(), norm_weight.data(), kEps, T, in, x.data(), rstd.data());
+    for (double& value : x) {
+      value = test::rounded(value, type);
+    }
+    std::array<Values, 2> y = {Values(T * F), Values(T * F)};
+    Values s(T * R);
+    for (size_t i = 0; i < 2; ++i) {
+      reference::matmul(x.data(), weights[i].data(), static_cast<const double*>(nullptr),
+                        MatmulForm::nt, false, {T, F, in}, y[i].data());
+      const reference::Adapter<double> adapter{a[i].data(), b[i].data(), R, 0.75};
+      reference::lora_forward(x.data(), &adapter, nullptr, {T, in, F, R}, s.data(), y[i].data());
+    }
+    Values h(T * F);
+    reference::gate(y[0].data(), y[1].data(), Activation::silu, T * F, h.data());
+    expect_outputs(
+        [&](Backend& backend) {
+          std::array<LoraFactors, 2> factors;
+          std::array<LinearTerm, 2> terms;
+          for (size_t i = 0; i < terms.size(); ++i) {
+            factors[i] = {upload(backend, a[i], {R, in}), upload(backend, b[i], {F, R}), 0.75F};
+            terms[i].weight = upload(backend, weights[i], {F, in}, DType::bf16);
+            terms[i].adapters = std::span(&factors[i], 1);
+            terms[i].s = poisoned(backend, {T, R}, type);
+            terms[i].y = poisoned(backend, {T, F}, type);
+          }
+          const NormedInput input{.a = upload(backend, left, {T, in}, type),
+                                  .b = upload(backend, right, {T, in}, type),
+                                  .weight = upload(backend, norm_weight, {in}),
+                                  .eps = kEps,
+                                  .sum = poisoned(backend, {T, in}, type),
+                                  .x = poisoned(backend, {T, in}, type)};
+          const Tensor result = poisoned(backend, {T, F}, type);
+          backend.normed_gated_linears(input, terms, Activation::silu, result);
+          return std::vector{result, input.sum};
+        },
+        {h, sum});
   }
 }
 

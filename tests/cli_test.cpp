@@ -112,7 +112,7 @@ TEST(ExitStatus, ALostDeviceHasItsOwn) {
 TEST_F(CliTest, DevicesListsTheCpuFirst) {
   const ProgramResult run = run_wick({"devices"});
   EXPECT_EQ(run.status, 0) << run.err;
-  EXPECT_TRUE(run.out.starts_with("cpu   ")) << run.out;
+  EXPECT_TRUE(run.out.starts_with("cpu     ")) << run.out;
   EXPECT_TRUE(contains(run.out, " thread")) << run.out;
 }
 

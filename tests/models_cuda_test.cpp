@@ -134,7 +134,8 @@ class CudaModel : public testing::TestWithParam<Setting> {
   test::TemporaryFolder temporary_;
 };
 
-// What PEFT recorded from f32 weights; from bf16 ones, what the CPU computes in f32.
+// What PEFT recorded from f32 weights; from bf16 ones, what the CPU computes in f32. How exact
+// gradients are in bf16 is for models_bf16_cuda_test.cpp.
 TEST_P(CudaModel, GivesPeftsLogitsAndGradients) {
   const Outputs cuda = outputs("cuda");
   const SafetensorsFile recorded(golden() / "golden.safetensors");
@@ -142,9 +143,6 @@ TEST_P(CudaModel, GivesPeftsLogitsAndGradients) {
     // bf16 keeps 8 bits of each of the few dozen roundings on the way.
     const Outputs cpu = outputs("cpu");
     EXPECT_LT(relative_difference(cuda.logits, cpu.logits), 5e-2);
-    for (const auto& [name, gradient] : cuda.gradients) {
-      EXPECT_LT(relative_difference(gradient, cpu.gradients.at(name)), 1e-1) << name;
-    }
     return;
   }
   EXPECT_LT(relative_difference(cuda.logits, recorded.floats("logits.adapter.0")), 1e-4);
@@ -183,6 +181,31 @@ TEST_P(CudaModel, GeneratesTheIdsOfTheCpu) {
     ids.push_back(generate(*decoder, prompt, {.max_tokens = 24}).ids);
   }
   EXPECT_EQ(ids[1], ids[0]);
+}
+
+// Products would convert f16 weights each time. Held in bf16 they give the same bits.
+TEST(CudaF16Base, IsConvertedOnceUnlessItIsToBeWritten) {
+  if (!has_device()) {
+    GTEST_SKIP() << "no CUDA device answers here";
+  }
+  const test::TemporaryFolder temporary;
+  const std::filesystem::path folder = temporary.path() / "model";
+  const std::filesystem::path source = test::golden_folder("qwen2");
+  const auto cpu = make_backend("cpu");
+  save_model_folder(folder, source, *open_decoder(*cpu, source), {.dtype = DType::f16});
+
+  const auto cuda = make_backend("cuda");
+  const std::vector<std::vector<int32_t>> ids = {
+      golden_ids(SafetensorsFile(source / "golden.safetensors"), "ids.0")};
+  std::vector<std::vector<float>> logits;
+  for (const HeldType held : {HeldType::fastest, HeldType::stored}) {
+    const auto decoder = open_decoder(*cuda, folder, {.held = held});
+    EXPECT_EQ(decoder->linears().front()->weight.value.dtype(),
+              held == HeldType::stored ? DType::f16 : DType::bf16);
+    const Var hidden = decoder->hidden(nullptr, make_token_batch(*cuda, ids), {});
+    logits.push_back(to_host(*cuda, decoder->logits(hidden.value)));
+  }
+  EXPECT_EQ(logits[0], logits[1]);
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, CudaModel, testing::ValuesIn(settings()), [](const auto& which) {

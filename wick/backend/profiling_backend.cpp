@@ -78,6 +78,20 @@ std::string sizes_of(const Tensor& x, std::span<const LinearTerm> terms) {
   return shape;
 }
 
+KernelCost gated_cost_of(const Tensor& x, std::span<const LinearTerm> g_and_u, const Tensor& h) {
+  KernelCost cost = cost_of(x, g_and_u);
+  cost.flops += 6.0 * count(h.elements());
+  cost.bytes += bytes_of(h) - bytes_of(g_and_u[0].y, g_and_u[1].y);
+  return cost;
+}
+
+// With a norm before it, which is not stored.
+KernelCost after_norm(KernelCost cost, const NormedInput& input) {
+  cost.flops += 5.0 * count(input.x.elements());
+  cost.bytes += bytes_of(input.a, input.b, input.sum, input.weight) - bytes_of(input.x);
+  return cost;
+}
+
 }  // namespace
 
 template <class Work>
@@ -137,6 +151,17 @@ void ProfilingBackend::lora_forward(In x, std::span<const LoraFactors> adapters,
         cost, [&] { inner_.lora_forward(x, adapters, row_adapter, s, y); });
 }
 
+void ProfilingBackend::lora_delta(In x, std::span<const LoraFactors> adapters, In row_adapter,
+                                  Out s, Out y) {
+  const AdapterSizes sum = sizes_of(adapters);
+  const KernelCost cost{
+      .flops = 2.0 * count(x.rows()) * count(sum.rank) * count(x.columns() + y.columns()),
+      .bytes = bytes_of(x, row_adapter, s, y) + 4.0 * sum.weights};
+  timed("lora_delta",
+        fmt::format("{} -> {}, r{}, {} adapters", sizes(x), y.columns(), sum.rank, adapters.size()),
+        cost, [&] { inner_.lora_delta(x, adapters, row_adapter, s, y); });
+}
+
 void ProfilingBackend::lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da,
                                      Out db, Out dx) {
   const int64_t rank = adapter.a.dim(0);
@@ -154,11 +179,21 @@ void ProfilingBackend::linears(In x, std::span<const LinearTerm> terms) {
 
 void ProfilingBackend::gated_linears(In x, std::span<const LinearTerm> g_and_u,
                                      Activation activation, Out h) {
-  KernelCost cost = cost_of(x, g_and_u);
-  cost.flops += 6.0 * count(h.elements());
-  cost.bytes += bytes_of(h) - bytes_of(g_and_u[0].y, g_and_u[1].y);
-  timed("gated_linears", sizes_of(x, g_and_u), cost,
+  timed("gated_linears", sizes_of(x, g_and_u), gated_cost_of(x, g_and_u, h),
         [&] { inner_.gated_linears(x, g_and_u, activation, h); });
+}
+
+void ProfilingBackend::normed_linears(const NormedInput& input, std::span<const LinearTerm> terms) {
+  timed("normed_linears", sizes_of(input.x, terms), after_norm(cost_of(input.x, terms), input),
+        [&] { inner_.normed_linears(input, terms); });
+}
+
+void ProfilingBackend::normed_gated_linears(const NormedInput& input,
+                                            std::span<const LinearTerm> g_and_u,
+                                            Activation activation, Out h) {
+  timed("normed_gated_linears", sizes_of(input.x, g_and_u),
+        after_norm(gated_cost_of(input.x, g_and_u, h), input),
+        [&] { inner_.normed_gated_linears(input, g_and_u, activation, h); });
 }
 
 void ProfilingBackend::add_column_sums(In x, Out out) {
@@ -207,6 +242,18 @@ void ProfilingBackend::rope_append(In positions, In table, Out q, Out k, In v, O
         {.flops = 3.0 * count(q.elements() + k.elements()),
          .bytes = 2 * bytes_of(q, k, v) + bytes_of(positions) + angles},
         [&] { inner_.rope_append(positions, table, q, k, v, k_cache, v_cache); });
+}
+
+void ProfilingBackend::append_attention(const FreshTokens& tokens, Out k_cache, Out v_cache,
+                                        In spans, const AttentionArgs& args, Out o) {
+  const Tensor& q = tokens.q;
+  const double pairs = visible_pairs(spans, args);
+  const double angles = 4.0 * count(q.dim(0) * tokens.rope_table.columns());
+  timed("append_attention", attention_shape(q, k_cache),
+        {.flops = (4.0 * pairs + 3.0 * count(q.dim(0))) * count(q.dim(1) * q.dim(2)),
+         .bytes = bytes_of(q, k_cache, v_cache, spans, o) + 2 * bytes_of(tokens.k, tokens.v) +
+                  bytes_of(tokens.positions) + angles},
+        [&] { inner_.append_attention(tokens, k_cache, v_cache, spans, args, o); });
 }
 
 // ---- row-wise

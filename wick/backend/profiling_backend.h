@@ -20,6 +20,7 @@ class ProfilingBackend : public Backend {
   MatmulPrecision matmul_precision(DType weights) const override {
     return inner_.matmul_precision(weights);
   }
+  DType weight_type(DType stored) const override { return inner_.weight_type(stored); }
 
   Tensor allocate(const Shape& shape, DType dtype) override {
     return inner_.allocate(shape, dtype);
@@ -38,11 +39,16 @@ class ProfilingBackend : public Backend {
   void matmul(In a, In b, const MatmulArgs& args, Out c) override;
   void lora_forward(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
                     Out y) override;
+  void lora_delta(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
+                  Out y) override;
   void lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da, Out db,
                      Out dx) override;
   void linears(In x, std::span<const LinearTerm> terms) override;
   void gated_linears(In x, std::span<const LinearTerm> g_and_u, Activation activation,
                      Out h) override;
+  void normed_linears(const NormedInput& input, std::span<const LinearTerm> terms) override;
+  void normed_gated_linears(const NormedInput& input, std::span<const LinearTerm> g_and_u,
+                            Activation activation, Out h) override;
   void add_column_sums(In x, Out out) override;
 
   void attention(In q, In k, In v, In spans, const AttentionArgs& args, Out o, Out lse) override;
@@ -51,6 +57,8 @@ class ProfilingBackend : public Backend {
   void kv_append(In x, In slots, Out cache) override;
   void rope(In x, In positions, In table, RopeDirection direction, Out y) override;
   void rope_append(In positions, In table, Out q, Out k, In v, Out k_cache, Out v_cache) override;
+  void append_attention(const FreshTokens& tokens, Out k_cache, Out v_cache, In spans,
+                        const AttentionArgs& args, Out o) override;
 
   void rms_norm(In x, In weight, float eps, Out y, Out rstd) override;
   void rms_norm_backward(In x, In weight, In rstd, In dy, bool accumulate, Out dx,

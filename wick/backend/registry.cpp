@@ -2,7 +2,9 @@
 #include "wick/backend/registry.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cstdlib>
+#include <optional>
 
 #include "wick/backend/cpu/cpu_backend.h"
 #include "wick/backend/cpu/device.h"
@@ -28,8 +30,8 @@ constexpr bool kHasCuda = true;
 bool cuda_answers() {
   return cuda::device_count() > 0;
 }
-std::unique_ptr<Backend> make_cuda(const Place& place) {
-  cuda::choose_device(place.local_rank);
+std::unique_ptr<Backend> make_cuda(std::optional<int> device, const Place& place) {
+  cuda::choose_device(device.value_or(place.local_rank % std::max(1, cuda::device_count())));
   return std::make_unique<cuda::CudaBackend>();
 }
 std::vector<std::string> cuda_devices() {
@@ -40,7 +42,7 @@ constexpr bool kHasCuda = false;
 bool cuda_answers() {
   return false;
 }
-std::unique_ptr<Backend> make_cuda(const Place&) {
+std::unique_ptr<Backend> make_cuda(std::optional<int>, const Place&) {
   fail("this build has no CUDA: build it with WICK_CUDA=ON");
 }
 std::vector<std::string> cuda_devices() {
@@ -64,10 +66,23 @@ std::unique_ptr<Communicator> make_mpi() {
 bool has_companions() {
   for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}) {
     if (const char* size = std::getenv(name)) {
-      return std::atoi(size) > 1;
+      return std::strtol(size, nullptr, 10) > 1;
     }
   }
   return std::getenv("PMIX_RANK") != nullptr;
+}
+
+// The number behind "cuda:".
+std::optional<int> gpu_number(std::string_view device) {
+  constexpr std::string_view kPrefix = "cuda:";
+  int number = 0;
+  if (!device.starts_with(kPrefix)) {
+    return std::nullopt;
+  }
+  const std::string_view digits = device.substr(kPrefix.size());
+  const char* end = digits.data() + digits.size();
+  const auto [stop, error] = std::from_chars(digits.data(), end, number);
+  return error == std::errc() && stop == end && number >= 0 ? std::optional(number) : std::nullopt;
 }
 
 int threads_of(const BackendOptions& options) {
@@ -96,11 +111,12 @@ std::unique_ptr<Backend> make_backend(std::string_view device, const BackendOpti
         .threads = threads_of(options),
         .matmul_precision = options.matmul_precision.value_or(fastest_matmul_precision())});
   }
-  if (device == "cuda") {
-    return make_cuda(options.place);
+  const std::optional<int> gpu = gpu_number(device);
+  if (device == "cuda" || gpu) {
+    return make_cuda(gpu, options.place);
   }
   fail("unknown device \"{}\": this build has cpu{} (and auto, the best there is)", device,
-       kHasCuda ? ", cuda" : "");
+       kHasCuda ? ", cuda, cuda:0, cuda:1 and so on" : "");
 }
 
 MatmulPrecision fastest_matmul_precision() {
@@ -128,7 +144,7 @@ std::unique_ptr<Communicator> connect_devices([[maybe_unused]] Communicator& pro
 std::vector<DeviceDescription> describe_devices() {
   std::vector<DeviceDescription> devices = {{"cpu", cpu::describe_device()}};
   for (std::string& text : cuda_devices()) {
-    devices.push_back({"cuda", std::move(text)});
+    devices.push_back({fmt::format("cuda:{}", devices.size() - 1), std::move(text)});
   }
   return devices;
 }

@@ -23,8 +23,10 @@ struct BackendOptions {
 // Those that this build has and this machine can use, the best last.
 std::vector<std::string_view> backend_names();
 
-// One of backend_names, or "auto" (the best there is). Throws Error naming what this build has, or
-// why the device cannot be used.
+// One of backend_names, "auto" (the best there is), or one GPU of several: "cuda:1". Without a
+// number, the processes of a machine take its GPUs in turn; one alone takes cuda:0. A back end for
+// a GPU belongs to the thread that makes it: two GPUs in one process need a thread each. Throws
+// Error naming what this build and this machine have, or why the device cannot be used.
 std::unique_ptr<Backend> make_backend(std::string_view device, const BackendOptions& options = {});
 
 // The precision at which the CPU multiplies by bf16 weights fastest: medium where it has
@@ -42,8 +44,8 @@ std::unique_ptr<Communicator> join_processes();
 std::unique_ptr<Communicator> connect_devices(Communicator& processes, Backend& backend);
 
 struct DeviceDescription {
-  std::string_view backend;  // as make_backend takes it
-  std::string text;          // what the device is, in one line
+  std::string name;  // as make_backend takes it: "cpu", "cuda:0"
+  std::string text;  // what the device is, in one line
 };
 
 // Every device that this build can use on this machine.

@@ -43,6 +43,19 @@ class Recorder {
   virtual bool replays() const = 0;
 };
 
+// A small download that is begun after one piece of work and taken after more was asked for, so
+// that the device need not stand still while the host reads. One at a time an object.
+class Readback {
+ public:
+  virtual ~Readback() = default;
+  // Of what the tensor holds when all work asked for so far is done.
+  virtual void begin(In from) = 0;
+  // Waits for what was begun last, and for no later work.
+  virtual void take(std::span<std::byte> host) = 0;
+  // False where `begin` waits already: then nothing is gained by asking for more work first.
+  virtual bool runs_behind() const = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -53,6 +66,9 @@ class Backend {
   virtual MatmulPrecision matmul_precision(DType /*weights*/) const {
     return MatmulPrecision::highest;
   }
+  // In which products take weights of the stored type as they are: another one where each product
+  // would have to convert them.
+  virtual DType weight_type(DType stored) const { return stored; }
   virtual std::unique_ptr<Recorder> make_recorder();
 
   // ---- memory
@@ -66,6 +82,8 @@ class Backend {
                        const Shape& shape, DType dtype) = 0;
   virtual void upload(std::span<const std::byte> host, Out to) = 0;
   virtual void download(In from, std::span<std::byte> host) = 0;
+  // For tensors of at most `bytes`. It must not outlive the back end.
+  virtual std::unique_ptr<Readback> make_readback(size_t bytes);
   virtual void copy(In from, Out to) = 0;  // same dtype and number of elements
   virtual void synchronize() = 0;
   virtual MemoryUse memory() const = 0;  // of what `allocate` gave
@@ -81,6 +99,10 @@ class Backend {
   // [T,R_max], y [T,out]
   virtual void lora_forward(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
                             Out y) = 0;
+  // What lora_forward adds, alone: y[t] = scaling_g s[t,:R_g] B_g^T, and 0 where there is no
+  // adapter. Composed of it and `fill` unless a back end fuses them.
+  virtual void lora_delta(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
+                          Out y);
   // One adapter for all rows: ds = scaling dy B; db += scaling dy^T s; da += ds^T x; and, unless dx
   // is empty, dx += ds A.   ds [T,R] is scratch; s is lora_forward's.
   virtual void lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da, Out db,
@@ -92,6 +114,11 @@ class Backend {
   // unless a back end fuses them.
   virtual void gated_linears(In x, std::span<const LinearTerm> g_and_u, Activation activation,
                              Out h);
+  // Both of the two above, where x is a norm that comes first. Composed unless a back end fuses
+  // them.
+  virtual void normed_linears(const NormedInput& input, std::span<const LinearTerm> terms);
+  virtual void normed_gated_linears(const NormedInput& input, std::span<const LinearTerm> g_and_u,
+                                    Activation activation, Out h);
   // out[N] += sum over rows of x[T,N] (bias gradients).
   virtual void add_column_sums(In x, Out out) = 0;
 
@@ -116,6 +143,10 @@ class Backend {
   // of v go into v_cache unchanged. Composed of the two above unless a back end fuses them; k is
   // overwritten.
   virtual void rope_append(In positions, In table, Out q, Out k, In v, Out k_cache, Out v_cache);
+
+  // rope_append, then attention of q over the caches. Composed unless a back end fuses them.
+  virtual void append_attention(const FreshTokens& tokens, Out k_cache, Out v_cache, In spans,
+                                const AttentionArgs& args, Out o);
 
   // ---- row-wise
   // ----------------------------------------------------------------------------------------------------

@@ -45,6 +45,23 @@ struct LinearTerm {
   Tensor y;                               // [T, N]
 };
 
+// The input x of linear layers that is a norm: x = rms_norm(sum), sum = a + b.
+struct NormedInput {
+  Tensor a;       // [T, K]
+  Tensor b;       // [T, K]; empty: the sum is a
+  Tensor weight;  // [K]
+  float eps = 0.0F;
+  Tensor sum;  // [T, K], neither a nor b; empty where b is
+  Tensor x;    // [T, K]; may be left unwritten
+};
+
+// A run of tokens whose keys and values are not yet in the cache.
+struct FreshTokens {
+  Tensor positions;   // i32 [T]: their rows of the cache
+  Tensor rope_table;  // f32 [P, R]
+  Tensor q, k, v;     // [T, H, D], [T, G, D] twice; q and k may be overwritten
+};
+
 // Attention between token runs that are laid end to end. Row s of the i32 tensor [S, 4] is
 // {q_begin, q_count, k_begin, k_count}: queries [q_begin, q_begin + q_count) see keys [k_begin,
 // k_begin + k_count), and query i of the run stands at key position k_count - q_count + i.

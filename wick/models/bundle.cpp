@@ -62,7 +62,7 @@ std::unique_ptr<Decoder> make_decoder(Backend& backend, const fs::path& folder,
   if (options.random_weights) {
     return Decoder::random(backend, config, options.seed);
   }
-  return std::make_unique<Decoder>(backend, config, *open_weights(folder));
+  return std::make_unique<Decoder>(backend, config, *open_weights(folder), options.held);
 }
 
 // A folder under a temporary name beside its target; removed unless published.

@@ -23,6 +23,7 @@ struct Bundle {
 struct OpenOptions {
   bool random_weights = false;  // initial weights by `seed`; the folder's own are not read
   uint64_t seed = 0;
+  HeldType held = HeldType::fastest;  // of the folder's weights
 };
 
 // Errors name the folder or file: no such folder, no or bad config.json, no weights, tensors that

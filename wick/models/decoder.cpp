@@ -21,26 +21,30 @@ constexpr uint64_t kInitialWeights = 0x494E4954ULL
                                      << 32;  // stream: "INIT", plus the weight's index
 constexpr float kInitialDeviation = 0.02F;
 
-Tensor widened(Backend& backend, const Tensor& tensor) {
-  if (tensor.dtype() == DType::f32) {
+Tensor converted(Backend& backend, const Tensor& tensor, DType dtype) {
+  if (tensor.dtype() == dtype) {
     return tensor;
   }
-  Tensor wide = backend.allocate(tensor.shape(), DType::f32);
-  backend.cast(tensor, wide);
-  return wide;
+  Tensor other = backend.allocate(tensor.shape(), dtype);
+  backend.cast(tensor, other);
+  return other;
 }
 
 }  // namespace
 
-Decoder::Decoder(Backend& backend, ModelConfig config, const WeightSource& weights)
+Decoder::Decoder(Backend& backend, ModelConfig config, const WeightSource& weights, HeldType held)
     : Decoder(backend, std::move(config),
               [&](const std::string& name, const Shape& shape, WeightKind kind) {
-                Tensor tensor = weights.load(backend, name, shape);
+                const Tensor tensor = weights.load(backend, name, shape);
+                const DType stored = tensor.dtype();
+                if (kind == WeightKind::matrix) {
+                  return converted(backend, tensor,
+                                   held == HeldType::stored ? stored : backend.weight_type(stored));
+                }
                 // A product adds a bias as it stands where that is the type of its result.
-                const bool as_stored = kind == WeightKind::matrix ||
-                                       (kind == WeightKind::bias &&
-                                        backend.activation_type(tensor.dtype()) == tensor.dtype());
-                return as_stored ? tensor : widened(backend, tensor);
+                const bool as_stored =
+                    kind == WeightKind::bias && backend.activation_type(stored) == stored;
+                return converted(backend, tensor, as_stored ? stored : DType::f32);
               }) {}
 
 std::unique_ptr<Decoder> Decoder::random(Backend& backend, const ModelConfig& config,

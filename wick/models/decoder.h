@@ -2,7 +2,8 @@
 //
 // Tokens of several sequences run end to end in one batch; attention never crosses a boundary and
 // positions restart at each. Weights are found under their Hugging Face names and keep their stored
-// type; norm weights are widened to f32, and so are biases unless activations have their type.
+// type, or have the one that the back end's products take; norm weights are widened to f32, and so
+// are biases unless activations have their type.
 //
 // Training, one micro-batch:
 //     Tape tape(backend);
@@ -50,10 +51,17 @@ struct FlatParameters {
   std::vector<Segment> segments;
 };
 
+// The number type that a model's matrices are held in.
+enum class HeldType : uint8_t {
+  fastest,  // Backend::weight_type of the stored one
+  stored    // exactly what was read, to be widened or written
+};
+
 class Decoder {
  public:
   // Throws Error naming the tensor that is missing or has another shape.
-  Decoder(Backend& backend, ModelConfig config, const WeightSource& weights);
+  Decoder(Backend& backend, ModelConfig config, const WeightSource& weights,
+          HeldType held = HeldType::fastest);
   // Normal weights of deviation 0.02, norms 1, biases 0; f32.
   static std::unique_ptr<Decoder> random(Backend& backend, const ModelConfig& config,
                                          uint64_t seed);

@@ -51,16 +51,20 @@ void HostBatch::pad(int64_t tokens, int64_t runs) {
 
 TokenBatch allocate_token_batch(Backend& backend, int64_t tokens, int64_t runs) {
   TokenBatch batch;
-  batch.ids = backend.allocate({tokens}, DType::i32);
-  batch.positions = backend.allocate({tokens}, DType::i32);
-  batch.spans = backend.allocate({runs, 4}, DType::i32);
+  batch.all = backend.allocate({2 * tokens + 4 * runs}, DType::i32);
+  batch.ids = batch.all.part(0, {tokens});
+  batch.positions = batch.all.part(tokens, {tokens});
+  batch.spans = batch.all.part(2 * tokens, {runs, 4});
   return batch;
 }
 
 void upload(Backend& backend, const HostBatch& host, TokenBatch& batch) {
-  backend.upload(std::as_bytes(std::span(host.ids)), batch.ids);
-  backend.upload(std::as_bytes(std::span(host.positions)), batch.positions);
-  backend.upload(std::as_bytes(std::span(host.spans)), batch.spans);
+  std::vector<int32_t> all;
+  all.reserve(static_cast<size_t>(batch.all.elements()));
+  for (const std::vector<int32_t>* part : {&host.ids, &host.positions, &host.spans}) {
+    all.insert(all.end(), part->begin(), part->end());
+  }
+  backend.upload(std::as_bytes(std::span(all)), batch.all);
   batch.end_position = host.end_position;
   batch.largest_id = host.largest_id;
 }

@@ -11,6 +11,7 @@
 namespace wick {
 
 struct TokenBatch {
+  Tensor all;                // i32 [2 T + 4 S]: the three below, which come in one upload
   Tensor ids;                // i32 [T]
   Tensor positions;          // i32 [T]
   Tensor spans;              // i32 [S, 4], see AttentionArgs

@@ -24,39 +24,48 @@ class Run {
         context_(context),
         cache_(cache) {}
 
-  // o_proj(attention(..)) of the normed input, [T, C].
-  Var attend(const Var& n) const {
-    Heads heads = project(n);
-    if (cache_ != nullptr) {
-      backend_.rope_append(inputs_.positions, inputs_.rope_table, heads.q.value, heads.k.value,
-                           heads.v.value, cache_->k, cache_->v);
-      heads.k = Var{cache_->k};
-      heads.v = Var{cache_->v};
-    } else {
-      const RopeInputs rotation{inputs_.positions, inputs_.rope_table};
-      heads.q = rope(backend_, tape_, std::move(heads.q), rotation);
-      heads.k = rope(backend_, tape_, std::move(heads.k), rotation);
-    }
+  // o_proj(attention(..)) of the norm of the stream, [T, C]; x becomes the stream's sum.
+  Var attend(Stream stream, Var& x) const {
+    Heads heads = project(std::move(stream), x);
     const AttentionArgs args{
         .causal = true,
         .window = shape_.sliding_window,
         .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape_.head_dim)))};
-    const Var o = attention(backend_, tape_, heads.q, heads.k, heads.v, inputs_.spans, args);
+    Var o;
+    if (cache_ != nullptr) {
+      const FreshTokens tokens{inputs_.positions, inputs_.rope_table, heads.q.value, heads.k.value,
+                               heads.v.value};
+      o = append_attention(backend_, tokens, cache_->k, cache_->v, inputs_.spans, args);
+    } else {
+      const RopeInputs rotation{inputs_.positions, inputs_.rope_table};
+      heads.q = rope(backend_, tape_, std::move(heads.q), rotation);
+      heads.k = rope(backend_, tape_, std::move(heads.k), rotation);
+      o = attention(backend_, tape_, heads.q, heads.k, heads.v, inputs_.spans, args);
+    }
     const Var flat = o.reshaped({o.value.dim(0), shape_.num_heads * shape_.head_dim});
     return linear(block_.o_proj, flat);
   }
 
-  // down_proj(act(gate_proj(n)) * up_proj(n)), [T, C].
-  Var feed_forward(const Var& n) const { return linear(block_.down_proj, gated(n)); }
+  // down_proj(act(gate_proj(n)) * up_proj(n)), n the norm of the stream, [T, C]; x becomes its sum.
+  Var feed_forward(Stream stream, Var& x) const {
+    return linear(block_.down_proj, gated(std::move(stream), x));
+  }
 
  private:
   struct Heads {
     Var q, k, v;
   };
 
-  Heads project(const Var& n) const {
+  Heads project(Stream stream, Var& x) const {
     const std::array layers = {&block_.q_proj, &block_.k_proj, &block_.v_proj};
-    const std::vector<Var> all = forward_group(backend_, tape_, n, layers, context_);
+    std::vector<Var> all;
+    if (fuses_norms()) {
+      const NormedInput input = normed_input(std::move(stream), block_.input_norm, x);
+      all = forward_normed_group(backend_, input, layers);
+    } else {
+      const Var n = norm(std::move(stream), block_.input_norm, x);
+      all = forward_group(backend_, tape_, n, layers, context_);
+    }
     Var q = split(all[0], shape_.num_heads);
     Var k = split(all[1], shape_.num_kv_heads);
     Var v = split(all[2], shape_.num_kv_heads);
@@ -69,9 +78,37 @@ class Run {
     return {std::move(q), std::move(k), std::move(v)};
   }
 
-  Var gated(const Var& n) const {
+  Var gated(Stream stream, Var& x) const {
     const std::array layers = {&block_.gate_proj, &block_.up_proj};
+    if (fuses_norms()) {
+      const NormedInput input = normed_input(std::move(stream), block_.post_norm, x);
+      return forward_normed_gated(backend_, input, layers, shape_.activation);
+    }
+    const Var n = norm(std::move(stream), block_.post_norm, x);
     return forward_gated(backend_, tape_, n, layers, shape_.activation, context_);
+  }
+
+  // Where nothing is recorded or dropped, nobody else asks for the norms.
+  bool fuses_norms() const { return tape_ == nullptr && !context_.training; }
+
+  NormedInput normed_input(Stream stream, const Parameter& weight, Var& x) const {
+    NormedInput input{.a = stream.x.value,
+                      .b = stream.change.value,
+                      .weight = weight.value,
+                      .eps = shape_.norm_eps};
+    const auto allocate = [&] { return backend_.allocate(input.a.shape(), input.a.dtype()); };
+    input.x = allocate();
+    if (input.b) {
+      input.sum = allocate();
+    }
+    x = input.b ? Var{input.sum} : std::move(stream.x);
+    return input;
+  }
+
+  Var norm(Stream stream, const Parameter& weight, Var& x) const {
+    SumAndNorm both = norm_of(backend_, tape_, std::move(stream), weight, shape_.norm_eps);
+    x = std::move(both.sum);
+    return std::move(both.normed);
   }
 
   Var linear(const LinearLayer& layer, const Var& x) const {
@@ -106,11 +143,11 @@ Stream DecoderBlock::forward(Backend& backend, Tape* tape, Stream stream, const 
                              const BlockInputs& inputs, const StepContext& context,
                              const KvCache::Layer* cache) const {
   const Run run(backend, tape, *this, shape, inputs, context, cache);
-  SumAndNorm first = norm_of(backend, tape, std::move(stream), input_norm, shape.norm_eps);
-  Stream middle{std::move(first.sum), run.attend(first.normed)};
-  first.normed = Var();
-  SumAndNorm second = norm_of(backend, tape, std::move(middle), post_norm, shape.norm_eps);
-  return {std::move(second.sum), run.feed_forward(second.normed)};
+  Stream middle;
+  middle.change = run.attend(std::move(stream), middle.x);
+  Stream out;
+  out.change = run.feed_forward(std::move(middle), out.x);
+  return out;
 }
 
 std::vector<LinearLayer*> DecoderBlock::linears() {

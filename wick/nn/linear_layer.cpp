@@ -67,4 +67,14 @@ Var forward_gated(Backend& backend, Tape* tape, const Var& x,
   return gate(backend, tape, both[0], both[1], activation);
 }
 
+std::vector<Var> forward_normed_group(Backend& backend, const NormedInput& input,
+                                      std::span<const LinearLayer* const> layers) {
+  return normed_group(backend, input, inputs_of(layers, {}));
+}
+
+Var forward_normed_gated(Backend& backend, const NormedInput& input,
+                         std::span<const LinearLayer* const> g_and_u, Activation activation) {
+  return normed_gated_group(backend, input, inputs_of(g_and_u, {}), activation);
+}
+
 }  // namespace wick

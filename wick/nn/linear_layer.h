@@ -56,4 +56,10 @@ Var forward_gated(Backend& backend, Tape* tape, const Var& x,
                   std::span<const LinearLayer* const> g_and_u, Activation activation,
                   const StepContext& context);
 
+// Both of them without a tape or dropout, of a norm that a back end may fuse with them.
+std::vector<Var> forward_normed_group(Backend& backend, const NormedInput& input,
+                                      std::span<const LinearLayer* const> layers);
+Var forward_normed_gated(Backend& backend, const NormedInput& input,
+                         std::span<const LinearLayer* const> g_and_u, Activation activation);
+
 }  // namespace wick

@@ -36,16 +36,34 @@ Var rope(Backend& backend, Tape* tape, Var x, const RopeInputs& inputs) {
       });
 }
 
-Var attention(Backend& backend, Tape* tape, const Var& q, const Var& k, const Var& v,
-              const Tensor& spans, const AttentionArgs& args) {
-  const Shape& qs = q.value.shape();
-  const Shape& ks = k.value.shape();
+namespace {
+
+void check_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& spans) {
+  const Shape& qs = q.shape();
+  const Shape& ks = k.shape();
   check(qs.rank() == 3 && ks.rank() == 3 && ks[1] > 0 && qs[1] % ks[1] == 0 && qs[2] == ks[2],
         "attention: queries {} do not fit keys {}", qs.to_string(), ks.to_string());
-  check(v.value.shape() == ks, "attention: values {} do not fit keys {}",
-        v.value.shape().to_string(), ks.to_string());
+  check(v.shape() == ks, "attention: values {} do not fit keys {}", v.shape().to_string(),
+        ks.to_string());
   check(spans.shape().rank() == 2 && spans.columns() == 4,
         "attention: spans must be [S, 4], not {}", spans.shape().to_string());
+}
+
+}  // namespace
+
+Var append_attention(Backend& backend, const FreshTokens& tokens, const Tensor& k_cache,
+                     const Tensor& v_cache, const Tensor& spans, const AttentionArgs& args) {
+  check_attention(tokens.q, tokens.k, tokens.v, spans);
+  check_attention(tokens.q, k_cache, v_cache, spans);
+  Tensor o = backend.allocate(tokens.q.shape(), tokens.q.dtype());
+  backend.append_attention(tokens, k_cache, v_cache, spans, args, o);
+  return {std::move(o)};
+}
+
+Var attention(Backend& backend, Tape* tape, const Var& q, const Var& k, const Var& v,
+              const Tensor& spans, const AttentionArgs& args) {
+  check_attention(q.value, k.value, v.value, spans);
+  const Shape& qs = q.value.shape();
   Tensor o = backend.allocate(qs, q.value.dtype());
   if (!q.needs_gradient() && !k.needs_gradient() && !v.needs_gradient()) {
     backend.attention(q.value, k.value, v.value, spans, args, o, Tensor());

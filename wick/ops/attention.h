@@ -18,4 +18,9 @@ Var rope(Backend& backend, Tape* tape, Var x, const RopeInputs& inputs);
 Var attention(Backend& backend, Tape* tape, const Var& q, const Var& k, const Var& v,
               const Tensor& spans, const AttentionArgs& args);
 
+// rope of q and k at their positions, k and v appended to the caches [P, G, D], and attention of q
+// over these: for inference. q and k may be overwritten.
+Var append_attention(Backend& backend, const FreshTokens& tokens, const Tensor& k_cache,
+                     const Tensor& v_cache, const Tensor& spans, const AttentionArgs& args);
+
 }  // namespace wick

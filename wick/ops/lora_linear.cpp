@@ -119,9 +119,25 @@ std::vector<LinearTerm> run_forward(Backend& backend, const Tensor& x,
   return terms;
 }
 
+void check_norm(const NormedInput& input, std::span<const LinearInputs> layers) {
+  check(input.weight.elements() == input.a.columns(),
+        "rms_norm: a weight of {} values, input {} has {} columns", input.weight.elements(),
+        input.a.shape().to_string(), input.a.columns());
+  for (const LinearInputs& layer : layers) {
+    check(!drops(layer), "linear layers of a norm: dropout needs the norm itself");
+  }
+}
+
 bool any_trainable(const LinearInputs& layer) {
   return layer.weight->trainable() || (layer.bias != nullptr && layer.bias->trainable()) ||
          (layer.lora && (layer.lora->a.trainable() || layer.lora->b.trainable()));
+}
+
+Tensor allocate_gated(Backend& backend, std::span<const LinearTerm> g_and_u) {
+  const Tensor& g = g_and_u[0].y;
+  check(g.shape() == g_and_u[1].y.shape(), "gate: shapes differ: {} and {}", g.shape().to_string(),
+        g_and_u[1].y.shape().to_string());
+  return backend.allocate(g.shape(), g.dtype());
 }
 
 }  // namespace
@@ -158,11 +174,31 @@ Var gated_group(Backend& backend, const Var& x, std::span<const LinearInputs> g_
   }
   std::vector<LoraFactors> factors;
   const std::vector<LinearTerm> terms = terms_of(backend, x.value, g_and_u, factors);
-  const Tensor& g = terms[0].y;
-  check(g.shape() == terms[1].y.shape(), "gate: shapes differ: {} and {}", g.shape().to_string(),
-        terms[1].y.shape().to_string());
-  Tensor h = backend.allocate(g.shape(), g.dtype());
+  Tensor h = allocate_gated(backend, terms);
   backend.gated_linears(x.value, terms, activation, h);
+  return {std::move(h)};
+}
+
+std::vector<Var> normed_group(Backend& backend, const NormedInput& input,
+                              std::span<const LinearInputs> layers) {
+  check_norm(input, layers);
+  std::vector<LoraFactors> factors;
+  std::vector<LinearTerm> terms = terms_of(backend, input.x, layers, factors);
+  backend.normed_linears(input, terms);
+  std::vector<Var> outputs;
+  for (LinearTerm& term : terms) {
+    outputs.push_back({std::move(term.y)});
+  }
+  return outputs;
+}
+
+Var normed_gated_group(Backend& backend, const NormedInput& input,
+                       std::span<const LinearInputs> g_and_u, Activation activation) {
+  check_norm(input, g_and_u);
+  std::vector<LoraFactors> factors;
+  const std::vector<LinearTerm> terms = terms_of(backend, input.x, g_and_u, factors);
+  Tensor h = allocate_gated(backend, terms);
+  backend.normed_gated_linears(input, terms, activation, h);
   return {std::move(h)};
 }
 

@@ -34,6 +34,12 @@ std::vector<Var> linear_group(Backend& backend, Tape* tape, const Var& x,
 Var gated_group(Backend& backend, const Var& x, std::span<const LinearInputs> g_and_u,
                 Activation activation);
 
+// The same two of a norm: x = rms_norm(input.sum), as of Backend::normed_linears. Without a tape.
+std::vector<Var> normed_group(Backend& backend, const NormedInput& input,
+                              std::span<const LinearInputs> layers);
+Var normed_gated_group(Backend& backend, const NormedInput& input,
+                       std::span<const LinearInputs> g_and_u, Activation activation);
+
 Var lora_linear(Backend& backend, Tape* tape, const Var& x, const Parameter& weight,
                 const Parameter* bias, const LoraTerm& lora);
 

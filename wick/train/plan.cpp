@@ -44,6 +44,17 @@ bool is_share(double value) {
   return value >= 0 && value < 1;  // false for NaN
 }
 
+void check_context(const Decoder& decoder, const Dataset& data) {
+  const int64_t context = decoder.config().max_positions;
+  size_t longest = 0;
+  for (const Sample& sample : data.samples) {
+    longest = std::max(longest, sample.ids.size());
+  }
+  check(static_cast<int64_t>(longest) <= context,
+        "a sample is {} tokens long, the model's context is {}; use --max-length {} to cut samples",
+        longest, context, context);
+}
+
 }  // namespace
 
 void check_options(const TrainOptions& options) {
@@ -64,6 +75,19 @@ void check_options(const TrainOptions& options) {
   check(options.report_every > 0, "report every: {} steps; at least 1 is needed",
         options.report_every);
   check(!options.output.empty(), "no output folder is given");
+}
+
+void check_run(const Bundle& bundle, const TrainData& data, const TrainOptions& options) {
+  check_options(options);
+  std::error_code ignored;
+  check(!std::filesystem::equivalent(options.output, bundle.folder, ignored),
+        "{}: is the model's own folder; the output needs another", options.output.string());
+  for (const Dataset* set :
+       {&data.train, data.valid ? &*data.valid : nullptr, data.test ? &*data.test : nullptr}) {
+    if (set != nullptr) {
+      check_context(*bundle.decoder, *set);
+    }
+  }
 }
 
 BatchOptions batch_options_of(const TrainOptions& options) {

@@ -11,6 +11,9 @@ namespace wick {
 // Throws Error naming the option that cannot be.
 void check_options(const TrainOptions& options);
 
+// The same of options that do not fit the model or its data.
+void check_run(const Bundle& bundle, const TrainData& data, const TrainOptions& options);
+
 BatchOptions batch_options_of(const TrainOptions& options);
 
 // Steps and warm-up for this data.

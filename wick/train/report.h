@@ -66,7 +66,8 @@ class Reporter {
   virtual void on_report(const Metrics&) {}  // every TrainOptions::report_every steps, and the last
   virtual void on_validation(const Validation&) {}
   virtual void on_saved(int64_t /*step*/, const std::filesystem::path& /*folder*/) {}
-  // Asked after each step; true saves and ends the run.
+  // Asked after each step; true saves and ends the run. On a GPU one more step may be under way by
+  // then, which is done first.
   virtual bool should_stop() { return false; }
 };
 

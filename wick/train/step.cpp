@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cassert>
 #include <cmath>
 #include <utility>
 
@@ -51,7 +52,11 @@ TrainStep::TrainStep(Decoder& decoder, AdamW& optimizer, uint64_t seed, Communic
       micro_batch_(backend_.allocate({1}, DType::i32)),
       gradient_scale_(backend_.allocate({1}, DType::f32)),
       results_(backend_.allocate({2}, DType::f32)),
-      recorder_(backend_.make_recorder()) {}
+      recorder_(backend_.make_recorder()) {
+  for (Begun& begun : begun_) {
+    begun.readback = backend_.make_readback(results_.bytes());
+  }
+}
 
 TrainStep::Sizes TrainStep::sizes_of(const HostBatch& batch, const MicroBatch& micro_batch) const {
   const auto targets = static_cast<int64_t>(micro_batch.targets.size());
@@ -135,25 +140,41 @@ void TrainStep::run_passes(std::span<const StepPart> parts, int64_t first_micro_
   }
 }
 
-StepResult TrainStep::run(std::span<const MicroBatch> batches, int64_t step, float learning_rate,
-                          int64_t first_micro_batch) {
-  StepResult result;
+void TrainStep::begin(std::span<const MicroBatch> batches, int64_t step, float learning_rate,
+                      int64_t first_micro_batch) {
+  assert(begins_ - finishes_ < (runs_ahead() ? 2 : 1));
+  Begun& begun = begun_[begins_ % 2];
+  begun.result = {};
   for (const MicroBatch& batch : batches) {
-    result.tokens += batch.rows;
-    result.target_tokens += static_cast<int64_t>(batch.targets.size());
+    begun.result.tokens += batch.rows;
+    begun.result.target_tokens += static_cast<int64_t>(batch.targets.size());
   }
-  upload_one(backend_, 1.0F / static_cast<float>(result.target_tokens), gradient_scale_);
+  upload_one(backend_, 1.0F / static_cast<float>(begun.result.target_tokens), gradient_scale_);
   optimizer_.prepare(step, learning_rate);
   run_passes(share_of_step(batches, ranks_.place().rank, ranks_.place().size), first_micro_batch);
   if (!alone()) {
     ranks_.sum(backend_, optimizer_.gradients());
     recorder_->run(kUpdate, [&] { update(); });
   }
+  begun.readback->begin(results_);
+  ++begins_;
+}
+
+StepResult TrainStep::finish() {
+  assert(finishes_ < begins_);
+  Begun& begun = begun_[finishes_ % 2];
+  ++finishes_;
   std::array<float, 2> results{};
-  backend_.download(results_, std::as_writable_bytes(std::span(results)));
-  result.loss_sum = sum_of(ranks_.gather(results[0]));
-  result.gradient_norm = std::sqrt(double{results[1]});
-  return result;
+  begun.readback->take(std::as_writable_bytes(std::span(results)));
+  begun.result.loss_sum = sum_of(ranks_.gather(results[0]));
+  begun.result.gradient_norm = std::sqrt(double{results[1]});
+  return begun.result;
+}
+
+StepResult TrainStep::run(std::span<const MicroBatch> batches, int64_t step, float learning_rate,
+                          int64_t first_micro_batch) {
+  begin(batches, step, learning_rate, first_micro_batch);
+  return finish();
 }
 
 }  // namespace wick

@@ -8,10 +8,12 @@
 // sees and which has no target. Everything that changes from step to step lies in tensors.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <span>
+#include <tuple>
 #include <vector>
 
 #include "wick/core/communicator.h"
@@ -42,10 +44,25 @@ class TrainStep {
   StepResult run(std::span<const MicroBatch> batches, int64_t step, float learning_rate,
                  int64_t first_micro_batch);
 
+  // `run` in two halves: the work is asked for, and its result awaited. Where the step runs ahead,
+  // one more may begin before the first is finished, so that a device has work while the host reads
+  // the loss. Results come in the order of the steps.
+  void begin(std::span<const MicroBatch> batches, int64_t step, float learning_rate,
+             int64_t first_micro_batch);
+  StepResult finish();
+  // False on the CPU, and among several processes: the sum of their gradients is awaited anyhow.
+  bool runs_ahead() const { return alone() && begun_.front().readback->runs_behind(); }
+
  private:
+  struct Begun {
+    StepResult result;  // what is known before the device is done
+    std::unique_ptr<Readback> readback;
+  };
   struct Sizes {
     int64_t tokens, runs, targets;
-    auto operator<=>(const Sizes&) const = default;
+    bool operator<(const Sizes& other) const {
+      return std::tie(tokens, runs, targets) < std::tie(other.tokens, other.runs, other.targets);
+    }
   };
   // The inputs of micro-batches of one size, where a recorded step reads them.
   struct Inputs {
@@ -69,9 +86,12 @@ class TrainStep {
   AdamW& optimizer_;
   uint64_t seed_;
   Communicator& ranks_;
-  Tensor micro_batch_;     // i32 [1], its number: what dropout draws by
-  Tensor gradient_scale_;  // f32 [1]
-  Tensor results_;         // f32 [2]: sum of losses, sum of squares of the gradient
+  Tensor micro_batch_;          // i32 [1], its number: what dropout draws by
+  Tensor gradient_scale_;       // f32 [1]
+  Tensor results_;              // f32 [2]: sum of losses, sum of squares of the gradient
+  std::array<Begun, 2> begun_;  // the steps of even and of odd `begins_` and `finishes_`
+  uint64_t begins_ = 0;
+  uint64_t finishes_ = 0;
   std::map<Sizes, Inputs> inputs_;
   std::unique_ptr<Recorder> recorder_;  // last: its recordings read all of the above
 };

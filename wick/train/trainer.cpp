@@ -1,9 +1,11 @@
-// The training loop.
+// The training loop. On a GPU it asks for a step before it reads the loss of the one before, unless
+// something is due between them.
 #include "wick/train/trainer.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <deque>
 
 #include "wick/base/error.h"
 #include "wick/base/log.h"
@@ -36,19 +38,15 @@ struct Work {
   }
 };
 
+// A step that was asked for, and where the run stands after it.
+struct BegunStep {
+  double learning_rate = 0;
+  Cursor cursor;
+  uint64_t peak_backend_bytes = 0;
+};
+
 double mean_loss(double sum, int64_t target_tokens) {
   return sum / static_cast<double>(target_tokens);
-}
-
-void check_context(const Decoder& decoder, const Dataset& data) {
-  const int64_t context = decoder.config().max_positions;
-  size_t longest = 0;
-  for (const Sample& sample : data.samples) {
-    longest = std::max(longest, sample.ids.size());
-  }
-  check(static_cast<int64_t>(longest) <= context,
-        "a sample is {} tokens long, the model's context is {}; use --max-length {} to cut samples",
-        longest, context, context);
 }
 
 class Trainer {
@@ -66,7 +64,11 @@ class Trainer {
   std::string what_is_kept() const;
   int64_t all_parameters() const;
   void announce();
-  Work run_step();
+  bool due(int64_t every, int64_t step) const { return every > 0 && step % every == 0; }
+  bool validates_after(int64_t step) const;
+  bool may_run_ahead();
+  void begin_step();
+  Work finish_step();
   void check_finite(double value, const char* what) const;
   Metrics metrics_of(const Work& work, double loss) const;
   double report();
@@ -93,6 +95,10 @@ class Trainer {
   Work whole_;
   double last_norm_ = 0;
   double last_rate_ = 0;
+  uint64_t last_peak_bytes_ = 0;
+  std::deque<BegunStep> begun_;  // after state_.step, at most two
+  bool asked_to_stop_ = false;
+  Clock::time_point timed_until_;  // while steps are under way: their time is counted up to here
   Clock::time_point start_ = Clock::now();
 };
 
@@ -189,24 +195,41 @@ std::string Trainer::what_is_kept() const {
                                        options_.output.string());
 }
 
-Work Trainer::run_step() {
-  const Clock::time_point start = Clock::now();
+void Trainer::begin_step() {
+  if (begun_.empty()) {
+    timed_until_ = Clock::now();
+  }
+  const int64_t before = state_.step + static_cast<int64_t>(begun_.size());
   const std::vector<MicroBatch> batches = batcher_.next_step();
-  last_rate_ = options_.learning_rate * schedule_.factor(state_.step);
+  BegunStep begun;
+  begun.learning_rate = options_.learning_rate * schedule_.factor(before);
+  step_.begin(batches, before + 1, static_cast<float>(begun.learning_rate),
+              before * options_.accumulation);
+  begun.cursor = batcher_.cursor();
+  begun.peak_backend_bytes = backend_.memory().peak_bytes;
+  begun_.push_back(begun);
+}
+
+Work Trainer::finish_step() {
+  const BegunStep begun = begun_.front();
   Work work;
-  work.totals = step_.run(batches, state_.step + 1, static_cast<float>(last_rate_),
-                          state_.step * options_.accumulation);
+  work.totals = step_.finish();
+  begun_.pop_front();
+  last_rate_ = begun.learning_rate;
   last_norm_ = work.totals.gradient_norm;
+  last_peak_bytes_ = begun.peak_backend_bytes;
   check_finite(work.totals.loss_sum, "loss");
   check_finite(last_norm_, "gradient norm");
 
   ++state_.step;
-  state_.cursor = batcher_.cursor();
+  state_.cursor = begun.cursor;
   state_.tokens += work.totals.tokens;
   state_.target_tokens += work.totals.target_tokens;
   state_.window_loss_sum += work.totals.loss_sum;
   state_.window_target_tokens += work.totals.target_tokens;
-  work.seconds = seconds_since(start);
+  const Clock::time_point now = Clock::now();
+  work.seconds = std::chrono::duration<double>(now - timed_until_).count();
+  timed_until_ = now;
   return work;
 }
 
@@ -226,7 +249,7 @@ Metrics Trainer::metrics_of(const Work& work, double loss) const {
   metrics.tokens = state_.tokens;
   metrics.target_tokens = state_.target_tokens;
   metrics.seconds = seconds_since(start_);
-  metrics.peak_backend_bytes = backend_.memory().peak_bytes;
+  metrics.peak_backend_bytes = last_peak_bytes_;
   metrics.peak_process_bytes = peak_process_bytes();
   return metrics;
 }
@@ -273,7 +296,20 @@ void Trainer::save() {
 }
 
 bool Trainer::should_stop() {
-  return sum_of(ranks_.gather(reporter_.should_stop() ? 1 : 0)) > 0;
+  asked_to_stop_ = sum_of(ranks_.gather(asked_to_stop_ || reporter_.should_stop() ? 1 : 0)) > 0;
+  return asked_to_stop_;
+}
+
+bool Trainer::validates_after(int64_t step) const {
+  return data_.valid && due(options_.validate_every, step);
+}
+
+// Whether the step after the one under way may begin: nothing that needs the state between the two
+// is due, and nobody wants the run to end there.
+bool Trainer::may_run_ahead() {
+  const int64_t next = state_.step + 1;
+  return step_.runs_ahead() && next < schedule_.total_steps && !validates_after(next) &&
+         !due(options_.save_every, next) && !should_stop();
 }
 
 TrainResult Trainer::run() {
@@ -286,14 +322,19 @@ TrainResult Trainer::run() {
 }
 
 TrainResult Trainer::run_steps() {
-  const auto due = [&](int64_t every) { return every > 0 && state_.step % every == 0; };
   backend_.reset_peak_memory();
   if (leads()) {
     announce();
   }
   TrainResult result;
   while (state_.step < schedule_.total_steps && !result.interrupted) {
-    const Work work = run_step();
+    if (begun_.empty()) {
+      begin_step();
+    }
+    if (may_run_ahead()) {
+      begin_step();
+    }
+    const Work work = finish_step();
     since_report_.add(work);
     whole_.add(work);
     if (leads()) {
@@ -301,14 +342,17 @@ TrainResult Trainer::run_steps() {
           metrics_of(work, mean_loss(work.totals.loss_sum, work.totals.target_tokens)));
     }
     const bool last = state_.step == schedule_.total_steps;
-    if (last || due(options_.report_every)) {
+    if (last || due(options_.report_every, state_.step)) {
       result.loss = report();
     }
-    if (!last && data_.valid && due(options_.validate_every)) {
+    if (last || !begun_.empty()) {
+      continue;
+    }
+    if (validates_after(state_.step)) {
       result.valid = validate("valid", *data_.valid);
     }
-    result.interrupted = !last && should_stop();
-    if (!last && !result.interrupted && due(options_.save_every)) {
+    result.interrupted = should_stop();
+    if (!result.interrupted && due(options_.save_every, state_.step)) {
       save();
     }
   }
@@ -321,6 +365,7 @@ TrainResult Trainer::run_steps() {
     }
   }
   save();
+  last_peak_bytes_ = backend_.memory().peak_bytes;
   const Metrics end = metrics_of(whole_, result.loss);
   result.step = state_.step;
   result.seconds = end.seconds;
@@ -328,19 +373,6 @@ TrainResult Trainer::run_steps() {
   result.peak_backend_bytes = end.peak_backend_bytes;
   result.peak_process_bytes = end.peak_process_bytes;
   return result;
-}
-
-void check_all(const Bundle& bundle, const TrainData& data, const TrainOptions& options) {
-  check_options(options);
-  std::error_code ignored;
-  check(!std::filesystem::equivalent(options.output, bundle.folder, ignored),
-        "{}: is the model's own folder; the output needs another", options.output.string());
-  for (const Dataset* set :
-       {&data.train, data.valid ? &*data.valid : nullptr, data.test ? &*data.test : nullptr}) {
-    if (set != nullptr) {
-      check_context(*bundle.decoder, *set);
-    }
-  }
 }
 
 }  // namespace
@@ -354,7 +386,7 @@ TrainResult train(Bundle& bundle, const TrainData& data, const TrainOptions& opt
 TrainResult train(Bundle& bundle, const TrainData& data, const TrainOptions& options,
                   Reporter& reporter, Communicator& ranks) {
   return together(ranks, [&] {
-    check_all(bundle, data, options);
+    check_run(bundle, data, options);
     return Trainer(bundle, data, options, reporter, ranks).run();
   });
 }

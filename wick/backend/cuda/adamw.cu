@@ -1,6 +1,7 @@
 // AdamW in one pass over gradient, moments and parameters; and the sum of squares for clipping.
 #include "wick/backend/cuda/adamw.h"
 
+#include "wick/backend/cuda/early_launch.cuh"
 #include "wick/backend/cuda/rows.cuh"
 
 namespace wick::cuda {
@@ -70,7 +71,8 @@ __device__ __forceinline__ void update(const AdamwScalars& scalars, const AdamwS
   p = step.decay * p - step.rate * m / (root + scalars.epsilon);
 }
 
-// A thread has the four elements [4 q, 4 q + 4) of the arenas, or those of them in the segment.
+// A thread has the four elements [4 q, 4 q + 4) of the arenas, or those of them in the segment. The
+// kernels behind it may read weights before they wait, so it lets none start early.
 __global__ void __launch_bounds__(kAdamwThreads)
     adamw_kernel(const __grid_constant__ SegmentTable table, Arenas arenas, AdamwScalars scalars) {
   int at = 0;
@@ -87,6 +89,7 @@ __global__ void __launch_bounds__(kAdamwThreads)
   if (first >= end) {
     return;
   }
+  wait_for_previous();
   const bool whole = arenas.aligned && first >= segment.begin && first + 4 <= end;
   AdamwStep step{};
   if (whole) {
@@ -182,8 +185,8 @@ void launch_adamw(const Context& context, const SegmentTable& table, const Arena
   if (table.count == 0) {
     return;
   }
-  adamw_kernel<<<table.first_block[table.count], kAdamwThreads, 0, context.stream>>>(table, arenas,
-                                                                                     scalars);
+  launch_early(context, true, adamw_kernel, table.first_block[table.count], kAdamwThreads, 0, table,
+               arenas, scalars);
   check_launch("adamw");
 }
 

@@ -51,6 +51,10 @@ struct StageRows {
   VisibleKeys keys[kOther];
 };
 
+// The road of all devices, for heads of up to 128: dq, dk and dv, or the parts of dk and dv.
+void backward_warps(const Context& context, const AttentionCall& call,
+                    const BackwardTensors& tensors);
+
 // The road of compute capability 9.0, for heads of 64 and 128: dq, dk and dv, or the parts of dk
 // and dv. False, and nothing done, where it cannot be taken.
 bool backward_groups(const Context& context, const AttentionCall& call,

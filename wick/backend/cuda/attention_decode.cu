@@ -14,8 +14,9 @@
 #include <algorithm>
 
 #include "wick/backend/cuda/attention_call.cuh"
+#include "wick/backend/cuda/attention_decode_warp.cuh"
 #include "wick/backend/cuda/early_launch.cuh"
-#include "wick/backend/cuda/tensor_core.cuh"
+#include "wick/backend/cuda/rope.cuh"
 
 namespace wick::cuda {
 
@@ -24,10 +25,9 @@ namespace {
 constexpr int kPartWarps = 4;
 constexpr int kWholeWarps = 16;  // of a block that takes all keys, which are few
 constexpr int kThreads = 32 * kPartWarps;
-constexpr int kQueries = 16;     // a block's (row, head) pairs
-constexpr int kKeysOfWarp = 16;  // a step's
 constexpr int kKeysOfPart = kPartWarps * kKeysOfWarp;
 constexpr int kMostParts = 128;
+constexpr int kMostKeysOfHalf = 512;  // that half of those warps take as fast
 constexpr int kMostWholeKeys = 1024;  // beyond, more blocks read faster than one
 
 struct DecodeTensors {
@@ -39,152 +39,13 @@ struct DecodeTensors {
   float2* part_stats;  // [parts,Tq,H]: that score (times scale log2 e), and the sum of p
 };
 
-__device__ __forceinline__ uint4 read_chunk(const __nv_bfloat16* row, int chunk, bool valid) {
-  return valid ? *reinterpret_cast<const uint4*>(row + chunk * 8) : uint4{0, 0, 0, 0};
-}
-
-// Element j (0..7) of two chunks as a pair.
-template <int j>
-__device__ __forceinline__ uint32_t pair_of(const uint4& low, const uint4& high) {
-  const uint32_t a = j / 2 == 0 ? low.x : j / 2 == 1 ? low.y : j / 2 == 2 ? low.z : low.w;
-  const uint32_t b = j / 2 == 0 ? high.x : j / 2 == 1 ? high.y : j / 2 == 2 ? high.z : high.w;
-  return __byte_perm(a, b, j % 2 == 0 ? 0x5410 : 0x7632);
-}
-
-// The keys and values that a warp takes at a step, all read before the first is used.
-template <int kD>
-struct DecodeStep {
-  uint4 keys[kD / 32][2];
-  uint4 values[kD / 64][4];
-
-  // Keys [from, from + 16), of which those from `end` on are zero.
-  __device__ __forceinline__ void read(const __nv_bfloat16* k, const __nv_bfloat16* v,
-                                       int64_t row_elements, int from, int end, int chunks) {
-    const int lane = static_cast<int>(threadIdx.x % 32);
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const int key = from + n * 8 + lane / 4;
-#pragma unroll
-      for (int i = 0; i < kD / 32; ++i) {
-        const int chunk = lane % 4 + 4 * i;
-        keys[i][n] = read_chunk(k + key * row_elements, chunk, key < end && chunk < chunks);
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      const int key = from + n / 2 * 8 + 2 * (lane % 4) + n % 2;
-#pragma unroll
-      for (int i = 0; i < kD / 64; ++i) {
-        const int chunk = lane / 4 + 8 * i;
-        values[i][n] = read_chunk(v + key * row_elements, chunk, key < end && chunk < chunks);
-      }
-    }
-  }
-};
-
-// A warp's queries (left operand), running softmax and sums. Lane l has queries l/4 and l/4 + 8.
-// Step s of the inner index takes words 2 (s%2) and 2 (s%2) + 1 of chunk l%4 + 4 (s/2) of queries
-// and keys; o[i][j] holds element j of the chunks 2 (l%4) + 8 i and the next.
-template <int kD>
-struct DecodeWarp {
-  uint4 q[kD / 32][2];
-  float o[kD / 64][8][4];
-  float largest[2];
-  float sum[2];
-
-  __device__ __forceinline__ void start() {
-    largest[0] = largest[1] = -INFINITY;
-    sum[0] = sum[1] = 0.0F;
-#pragma unroll
-    for (int i = 0; i < kD / 64; ++i) {
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        o[i][j][0] = o[i][j][1] = o[i][j][2] = o[i][j][3] = 0.0F;
-      }
-    }
-  }
-
-  // Scores of 16 keys.
-  __device__ __forceinline__ void score(const uint4 (&k)[kD / 32][2], float (&s)[2][4]) const {
-#pragma unroll
-    for (int i = 0; i < kD / 32; ++i) {
-      const uint32_t first[4] = {q[i][0].x, q[i][1].x, q[i][0].y, q[i][1].y};
-      const uint32_t second[4] = {q[i][0].z, q[i][1].z, q[i][0].w, q[i][1].w};
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        multiply_add(first, k[i][n].x, k[i][n].y, s[n]);
-        multiply_add(second, k[i][n].z, k[i][n].w, s[n]);
-      }
-    }
-  }
-
-  // Masked scores become probabilities; sums follow the largest.
-  __device__ __forceinline__ void soften(float scale2, float (&s)[2][4]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float top = fmaxf(fmaxf(s[0][2 * half], s[0][2 * half + 1]),
-                        fmaxf(s[1][2 * half], s[1][2 * half + 1]));
-      top = fmaxf(top, __shfl_xor_sync(~0U, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(~0U, top, 2));
-      top = fmaxf(top * scale2, largest[half]);
-      const float shift = top == -INFINITY ? 0.0F : top;
-      const float factor = fast_exp2(largest[half] - shift);
-      largest[half] = top;
-      sum[half] *= factor;
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-#pragma unroll
-        for (int c = 2 * half; c < 2 * half + 2; ++c) {
-          s[n][c] = fast_exp2(s[n][c] * scale2 - shift);
-          sum[half] += s[n][c];
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kD / 64; ++i) {
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          o[i][j][2 * half] *= factor;
-          o[i][j][2 * half + 1] *= factor;
-        }
-      }
-    }
-  }
-
-  template <int j>
-  __device__ __forceinline__ void add_element(const uint32_t (&p)[4],
-                                              const uint4 (&v)[kD / 64][4]) {
-#pragma unroll
-    for (int i = 0; i < kD / 64; ++i) {
-      multiply_add(p, pair_of<j>(v[i][0], v[i][1]), pair_of<j>(v[i][2], v[i][3]), o[i][j]);
-    }
-  }
-
-  __device__ __forceinline__ void add_values(const float (&s)[2][4], const uint4 (&v)[kD / 64][4]) {
-    const uint32_t p[4] = {pack_bf16(s[0][0], s[0][1]), pack_bf16(s[0][2], s[0][3]),
-                           pack_bf16(s[1][0], s[1][1]), pack_bf16(s[1][2], s[1][3])};
-    add_element<0>(p, v);
-    add_element<1>(p, v);
-    add_element<2>(p, v);
-    add_element<3>(p, v);
-    add_element<4>(p, v);
-    add_element<5>(p, v);
-    add_element<6>(p, v);
-    add_element<7>(p, v);
-  }
-
-  // This lane's sums, into [kQueries][kD].
-  __device__ __forceinline__ void put(float* to) const {
-    const int lane = static_cast<int>(threadIdx.x % 32);
-#pragma unroll
-    for (int i = 0; i < kD / 64; ++i) {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        float* row = to + (lane / 4 + c / 2 * 8) * kD + (2 * (lane % 4) + c % 2 + 8 * i) * 8;
-        reinterpret_cast<float4*>(row)[0] = {o[i][0][c], o[i][1][c], o[i][2][c], o[i][3][c]};
-        reinterpret_cast<float4*>(row)[1] = {o[i][4][c], o[i][5][c], o[i][6][c], o[i][7][c]};
-      }
-    }
-  }
+// The one token of a call that appends it: q is still to be turned, k and v are not in the cache.
+struct AppendedToken {
+  const int* positions;
+  const float* table;  // [P,R]
+  int R;
+  const __nv_bfloat16 *k, *v;  // [G,D]
+  __nv_bfloat16 *k_cache, *v_cache;
 };
 
 // What the warps of a block leave of its part.
@@ -194,6 +55,8 @@ struct DecodeShared {
   float largest[kWarps][kQueries];
   float sum[kWarps][kQueries];
   VisibleKeys keys[kQueries];
+  __nv_bfloat16 q[kQueries][kD];  // turned, where that is done here
+  __nv_bfloat16 fresh[2][kD];     // the key, turned, and the value that come with them
 };
 
 // A warp's sums, for write_part.
@@ -261,10 +124,65 @@ __device__ __forceinline__ void write_part(const AttentionCall& call, const Deco
   }
 }
 
-// Grid: parts, G, groups of 16 queries.
+// Asks for the cache's rows that are seen to come to the L2. They are not read before what is
+// ahead in the stream is done, which may have written them.
+__device__ __forceinline__ void prefetch_keys(const AttentionCall& call,
+                                              const DecodeTensors& tensors, int g,
+                                              const VisibleKeys& keys) {
+  const int lines = (call.D + 63) / 64;  // of a row, 128 bytes each
+  const int64_t row = static_cast<int64_t>(call.G) * call.D;
+  for (int i = static_cast<int>(threadIdx.x); i < (keys.end - keys.begin) * lines;
+       i += static_cast<int>(blockDim.x)) {
+    const int64_t at = (keys.begin + i / lines) * row + g * call.D + i % lines * 64;
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(tensors.k + at));
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(tensors.v + at));
+  }
+}
+
+// Turns the token's queries and key of key head g into shared memory, where its value goes too.
 template <int kD, int kWarps>
+__device__ __forceinline__ void turn_token(const AttentionCall& call, const DecodeTensors& tensors,
+                                           const AppendedToken& token, int g, const float* angles,
+                                           DecodeShared<kD, kWarps>& shared) {
+  const HeadShape shape{call.D, token.R};
+  const int runs = shape.runs<8>();
+  const int heads = call.H / call.G;
+  const int work = (heads + 1) * runs + call.D / 8;
+  for (int at = static_cast<int>(threadIdx.x); at < work; at += 32 * kWarps) {
+    const int head = at / runs;
+    if (head < heads) {
+      rotate_run<8>(tensors.q + (static_cast<int64_t>(g) * heads + head) * call.D, angles, 1.0F,
+                    shape, at % runs, shared.q[head]);
+    } else if (head == heads) {
+      rotate_run<8>(token.k + static_cast<int64_t>(g) * call.D, angles, 1.0F, shape, at % runs,
+                    shared.fresh[0]);
+    } else {
+      const int chunk = at - (heads + 1) * runs;
+      reinterpret_cast<uint4*>(shared.fresh[1])[chunk] =
+          read_chunk(token.v + static_cast<int64_t>(g) * call.D, chunk, true);
+    }
+  }
+}
+
+// Puts the token's key and value into the cache.
+template <int kD, int kWarps>
+__device__ __forceinline__ void append_token(const AttentionCall& call, const AppendedToken& token,
+                                             int g, int position,
+                                             const DecodeShared<kD, kWarps>& shared) {
+  const int chunks = call.D / 8;
+  for (int at = static_cast<int>(threadIdx.x); at < 2 * chunks; at += 32 * kWarps) {
+    const bool is_key = at < chunks;
+    const int chunk = is_key ? at : at - chunks;
+    __nv_bfloat16* cache = (is_key ? token.k_cache : token.v_cache) +
+                           (static_cast<int64_t>(position) * call.G + g) * call.D;
+    reinterpret_cast<uint4*>(cache)[chunk] = read_chunk(shared.fresh[is_key ? 0 : 1], chunk, true);
+  }
+}
+
+// Grid: parts, G, groups of 16 queries.
+template <int kD, int kWarps, bool kAppends>
 __global__ void __launch_bounds__(32 * kWarps)
-    decode_part(const AttentionCall call, const DecodeTensors tensors) {
+    decode_part(const AttentionCall call, const DecodeTensors tensors, const AppendedToken token) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<DecodeShared<kD, kWarps>*>(memory);
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -286,20 +204,52 @@ __global__ void __launch_bounds__(32 * kWarps)
     }
     shared.keys[threadIdx.x] = keys.empty() ? VisibleKeys{0, 0} : keys;
   }
-  wait_for_previous();
+  const int64_t k_row = static_cast<int64_t>(call.G) * call.D;
+  const __nv_bfloat16* k = tensors.k + static_cast<int64_t>(g) * call.D;
+  const __nv_bfloat16* v = tensors.v + static_cast<int64_t>(g) * call.D;
+  DecodeStep<kD> step;
+  int position = -1;
+  if constexpr (kAppends) {
+    // All that does not come from the launch before is asked for now, but what is in the cache is
+    // only read after it.
+    position = token.positions[0];
+    const float* angles = token.table + static_cast<int64_t>(position) * token.R;
+    if (static_cast<int>(threadIdx.x) < (token.R + 31) / 32) {
+      float first;
+      asm volatile("ld.global.ca.f32 %0, [%1];" : "=f"(first) : "l"(angles + 32 * threadIdx.x));
+    }
+    __syncthreads();
+    const VisibleKeys keys = shared.keys[0];
+    prefetch_keys(call, tensors, g, keys);
+    wait_for_previous();
+    const int from = keys.begin + warp * kKeysOfWarp;
+    if (from < keys.end) {
+      step.read(k, v, k_row, from, keys.end, position, chunks);
+    }
+    turn_token(call, tensors, token, g, angles, shared);
+    __syncthreads();
+    if (position >= part * tensors.part_keys && position < (part + 1) * tensors.part_keys) {
+      append_token(call, token, g, position, shared);
+    }
+  } else {
+    wait_for_previous();
+  }
   DecodeWarp<kD> mine;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int query = lane / 4 + 8 * half;
     const __nv_bfloat16* row =
-        tensors.q + row_head(call, g, first + min(query, count - 1)) * call.D;
+        kAppends ? shared.q[min(query, count - 1)]
+                 : tensors.q + row_head(call, g, first + min(query, count - 1)) * call.D;
 #pragma unroll
     for (int i = 0; i < kD / 32; ++i) {
       const int chunk = lane % 4 + 4 * i;
       mine.q[i][half] = read_chunk(row, chunk, query < count && chunk < chunks);
     }
   }
-  __syncthreads();
+  if constexpr (!kAppends) {
+    __syncthreads();
+  }
   const KeyBounds bounds = key_bounds(shared.keys, kQueries);
   if (bounds.begin >= bounds.end && tensors.parts > 1) {
     return;
@@ -308,13 +258,14 @@ __global__ void __launch_bounds__(32 * kWarps)
 
   mine.start();
   const float scale2 = call.scale * kLog2E;
-  const int64_t k_row = static_cast<int64_t>(call.G) * call.D;
-  const __nv_bfloat16* k = tensors.k + static_cast<int64_t>(g) * call.D;
-  const __nv_bfloat16* v = tensors.v + static_cast<int64_t>(g) * call.D;
-  for (int from = bounds.begin + warp * kKeysOfWarp; from < bounds.end;
-       from += kWarps * kKeysOfWarp) {
-    DecodeStep<kD> step;
-    step.read(k, v, k_row, from, bounds.end, chunks);
+  const int first_from = bounds.begin + warp * kKeysOfWarp;
+  for (int from = first_from; from < bounds.end; from += kWarps * kKeysOfWarp) {
+    if (!kAppends || from > first_from) {
+      step.read(k, v, k_row, from, bounds.end, position, chunks);
+    }
+    if constexpr (kAppends) {
+      step.insert(shared.fresh[0], shared.fresh[1], from, position, chunks);
+    }
     float s[2][4] = {};
     mine.score(step.keys, s);
 #pragma unroll
@@ -415,34 +366,44 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <int kD, int kWarps>
-void launch_parts(const Context& context, const AttentionCall& call, const DecodeTensors& tensors) {
+template <int kD, int kWarps, bool kAppends>
+void launch_parts(const Context& context, const AttentionCall& call, const DecodeTensors& tensors,
+                  const AppendedToken& token) {
   const int groups = divide_up(static_cast<int64_t>(call.Tq) * (call.H / call.G), kQueries);
   const dim3 grid(tensors.parts, call.G, groups);
   constexpr int kBytes = sizeof(DecodeShared<kD, kWarps>);
-  allow_shared(decode_part<kD, kWarps>, kBytes);
-  launch_early(context, true, decode_part<kD, kWarps>, grid, 32 * kWarps, kBytes, call, tensors);
+  const auto kernel = decode_part<kD, kWarps, kAppends>;
+  allow_shared(kernel, kBytes);
+  // As the launches around it have it (linears_row.cu).
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                  cudaSharedmemCarveoutMaxShared),
+             "attention: shared memory");
+  launch_early(context, true, kernel, grid, 32 * kWarps, kBytes, call, tensors, token);
   check_launch("attention of few queries");
 }
 
-template <int kD>
-void launch_decode(const Context& context, const AttentionCall& call,
-                   const DecodeTensors& tensors) {
-  if (tensors.parts == 1) {
-    launch_parts<kD, kD <= 64    ? kWholeWarps
-                     : kD <= 128 ? kWholeWarps / 2
-                                 : kPartWarps>(context, call, tensors);
+template <int kD, bool kAppends>
+void launch_decode(const Context& context, const AttentionCall& call, const DecodeTensors& tensors,
+                   const AppendedToken& token) {
+  constexpr int kWarps = kD <= 64 ? kWholeWarps : kD <= 128 ? kWholeWarps / 2 : kPartWarps;
+  // Fewer warps find a place beside the launch before.
+  if (kAppends && kD <= 64 && tensors.parts == 1 && call.Tk <= kMostKeysOfHalf) {
+    launch_parts<kD, kWarps / 2, kAppends>(context, call, tensors, token);
     return;
   }
-  launch_parts<kD, kPartWarps>(context, call, tensors);
+  if (tensors.parts == 1) {
+    launch_parts<kD, kWarps, kAppends>(context, call, tensors, token);
+    return;
+  }
+  launch_parts<kD, kPartWarps, kAppends>(context, call, tensors, token);
   launch_early(context, true, combine_parts<kD>, call.Tq * call.H, kThreads, 0, call, tensors);
   check_launch("attention of few queries, parts");
 }
 
-}  // namespace
-
-void attention_decode(const Context& context, const Tensor& q, const Tensor& k, const Tensor& v,
-                      const AttentionCall& call, const Tensor& o, const Tensor& lse) {
+template <bool kAppends>
+void decode(const Context& context, const Tensor& q, const Tensor& k, const Tensor& v,
+            const AttentionCall& call, const AppendedToken& token, const Tensor& o,
+            const Tensor& lse) {
   const int steps = divide_up(divide_up(call.Tk, kMostParts), kKeysOfPart);
   const int part_keys = call.D <= 128 && call.Tk <= kMostWholeKeys
                             ? kMostWholeKeys
@@ -460,12 +421,40 @@ void attention_decode(const Context& context, const Tensor& q, const Tensor& k, 
                               scratch.as<float>(),
                               reinterpret_cast<float2*>(scratch.as<float>() + rows * call.D)};
   if (call.D <= 64) {
-    launch_decode<64>(context, call, tensors);
+    launch_decode<64, kAppends>(context, call, tensors, token);
   } else if (call.D <= 128) {
-    launch_decode<128>(context, call, tensors);
+    launch_decode<128, kAppends>(context, call, tensors, token);
   } else {
-    launch_decode<256>(context, call, tensors);
+    launch_decode<256, kAppends>(context, call, tensors, token);
   }
+}
+
+}  // namespace
+
+void attention_decode(const Context& context, const Tensor& q, const Tensor& k, const Tensor& v,
+                      const AttentionCall& call, const Tensor& o, const Tensor& lse) {
+  decode<false>(context, q, k, v, call, {}, o, lse);
+}
+
+bool append_attention(const Context& context, const FreshTokens& tokens, const Tensor& k_cache,
+                      const Tensor& v_cache, const Tensor& spans, const AttentionArgs& args,
+                      const Tensor& o) {
+  const AttentionCall call = attention_call(tokens.q, k_cache, spans, args);
+  bool chunked = args.scale > 0.0F;
+  for (const Tensor* tensor : {&tokens.q, &tokens.k, &tokens.v, &k_cache, &v_cache, &o}) {
+    chunked = chunked && in_chunks(*tensor);
+  }
+  const auto R = static_cast<int>(tokens.rope_table.columns());
+  if (!chunked || call.Tq != 1 || call.D % 8 != 0 || call.D > 256 || call.H / call.G > kQueries ||
+      R % 16 != 0 || !in_runs(R, {tokens.rope_table.address()})) {
+    return false;
+  }
+  decode<true>(context, tokens.q, k_cache, v_cache, call,
+               {tokens.positions.data<int32_t>(), tokens.rope_table.data<float>(), R,
+                tokens.k.data<__nv_bfloat16>(), tokens.v.data<__nv_bfloat16>(),
+                k_cache.data<__nv_bfloat16>(), v_cache.data<__nv_bfloat16>()},
+               o, Tensor());
+  return true;
 }
 
 }  // namespace wick::cuda

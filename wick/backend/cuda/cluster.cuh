@@ -65,6 +65,30 @@ __device__ __forceinline__ float load_of_peer(const float* shared, int rank) {
 #endif
 }
 
+// Writes to where block `rank` of the cluster has what this block has at `shared`. All blocks must
+// have begun: each has arrived, and this thread has waited.
+__device__ __forceinline__ void store_to_peer(float value, float* shared, int rank) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+#else
+  *shared = value;
+#endif
+}
+
+__device__ __forceinline__ void store_to_peer(float4 value, float4* shared, int rank) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(value.x),
+               "f"(value.y), "f"(value.z), "f"(value.w)
+               : "memory");
+#else
+  *shared = value;
+#endif
+}
+
 // Launches a kernel in clusters of `blocks`; 1: as any kernel. `early`: see early_launch.cuh.
 template <class Args>
 void launch_clusters(void (*kernel)(Args), unsigned grid, unsigned threads, unsigned blocks,

@@ -7,8 +7,10 @@
 #include "wick/backend/cuda/adamw.h"
 #include "wick/backend/cuda/attention.h"
 #include "wick/backend/cuda/device.h"
+#include "wick/backend/cuda/linears_tiles.h"
 #include "wick/backend/cuda/lora.h"
 #include "wick/backend/cuda/loss.h"
+#include "wick/backend/cuda/readback.h"
 #include "wick/backend/cuda/recorder.h"
 #include "wick/backend/cuda/rowwise.h"
 #include "wick/backend/cuda/sample.h"
@@ -92,6 +94,12 @@ MatmulPrecision CudaBackend::matmul_precision(DType weights) const {
                                                  : MatmulPrecision::highest;
 }
 
+// f16 activations would overflow where models have large ones (65504 is the largest), and no
+// product mixes bf16 with f16; so f16 weights become bf16, which loses three bits of each.
+DType CudaBackend::weight_type(DType stored) const {
+  return stored == DType::f16 ? DType::bf16 : stored;
+}
+
 std::unique_ptr<Recorder> CudaBackend::make_recorder() {
   if (!memory_->can_record()) {
     return Backend::make_recorder();
@@ -124,6 +132,10 @@ void CudaBackend::download(In from, std::span<std::byte> host) {
   staging_->download(from.address(), host);
 }
 
+std::unique_ptr<Readback> CudaBackend::make_readback(size_t bytes) {
+  return std::make_unique<PinnedReadback>(context_.stream, bytes);
+}
+
 void CudaBackend::copy(In from, Out to) {
   assert(from.bytes() == to.bytes());
   if (from.bytes() > 0) {
@@ -154,16 +166,24 @@ void CudaBackend::lora_forward(In x, std::span<const LoraFactors> adapters, In r
   cuda::lora_forward(context_, x, adapters, row_adapter, s, y);
 }
 
+void CudaBackend::lora_delta(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
+                             Out y) {
+  cuda::lora_delta(context_, x, adapters, row_adapter, s, y);
+}
+
 void CudaBackend::lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da,
                                 Out db, Out dx) {
   cuda::lora_backward(context_, x, s, dy, adapter, ds, da, db, dx);
 }
 
-// Few rows: one kernel. Else the low-rank change comes first, so that the product adds to it and no
-// pass over y follows it.
+// Few rows: one kernel; some tens of bf16: a shrink and one kernel. Else the low-rank change comes
+// first, so that the product adds to it and no pass over y follows it.
 void CudaBackend::linears(In x, std::span<const LinearTerm> terms) {
   const int64_t T = x.rows();
   if (T == 0 || (T <= kFewRows && linears_few_rows(context_, x, terms))) {
+    return;
+  }
+  if (linears_in_tiles(context_, x, terms)) {
     return;
   }
   lora_deltas(context_, x, terms);
@@ -178,6 +198,19 @@ void CudaBackend::gated_linears(In x, std::span<const LinearTerm> terms, Activat
                                 Out h) {
   if (!gated_linears_row(context_, x, terms, activation, h)) {
     Backend::gated_linears(x, terms, activation, h);
+  }
+}
+
+void CudaBackend::normed_linears(const NormedInput& input, std::span<const LinearTerm> terms) {
+  if (!normed_linears_row(context_, input, terms)) {
+    Backend::normed_linears(input, terms);
+  }
+}
+
+void CudaBackend::normed_gated_linears(const NormedInput& input, std::span<const LinearTerm> terms,
+                                       Activation activation, Out h) {
+  if (!normed_gated_linears_row(context_, input, terms, activation, h)) {
+    Backend::normed_gated_linears(input, terms, activation, h);
   }
 }
 
@@ -205,6 +238,13 @@ void CudaBackend::rope(In x, In positions, In table, RopeDirection direction, Ou
 void CudaBackend::rope_append(In positions, In table, Out q, Out k, In v, Out k_cache,
                               Out v_cache) {
   cuda::rope_append(context_, positions, table, q, k, v, k_cache, v_cache);
+}
+
+void CudaBackend::append_attention(const FreshTokens& tokens, Out k_cache, Out v_cache, In spans,
+                                   const AttentionArgs& args, Out o) {
+  if (!cuda::append_attention(context_, tokens, k_cache, v_cache, spans, args, o)) {
+    Backend::append_attention(tokens, k_cache, v_cache, spans, args, o);
+  }
 }
 
 void CudaBackend::rms_norm(In x, In weight, float eps, Out y, Out rstd) {

@@ -29,6 +29,7 @@ class CudaBackend final : public Backend {
 
   DType activation_type(DType weights) const override;
   MatmulPrecision matmul_precision(DType weights) const override;
+  DType weight_type(DType stored) const override;
   std::unique_ptr<Recorder> make_recorder() override;
 
   Tensor allocate(const Shape& shape, DType dtype) override;
@@ -36,6 +37,7 @@ class CudaBackend final : public Backend {
                const Shape& shape, DType dtype) override;
   void upload(std::span<const std::byte> host, Out to) override;
   void download(In from, std::span<std::byte> host) override;
+  std::unique_ptr<Readback> make_readback(size_t bytes) override;
   void copy(In from, Out to) override;
   void synchronize() override;
   MemoryUse memory() const override;
@@ -44,11 +46,16 @@ class CudaBackend final : public Backend {
   void matmul(In a, In b, const MatmulArgs& args, Out c) override;
   void lora_forward(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
                     Out y) override;
+  void lora_delta(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
+                  Out y) override;
   void lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da, Out db,
                      Out dx) override;
   void linears(In x, std::span<const LinearTerm> terms) override;
   void gated_linears(In x, std::span<const LinearTerm> terms, Activation activation,
                      Out h) override;
+  void normed_linears(const NormedInput& input, std::span<const LinearTerm> terms) override;
+  void normed_gated_linears(const NormedInput& input, std::span<const LinearTerm> terms,
+                            Activation activation, Out h) override;
   void add_column_sums(In x, Out out) override;
 
   void attention(In q, In k, In v, In spans, const AttentionArgs& args, Out o, Out lse) override;
@@ -57,6 +64,8 @@ class CudaBackend final : public Backend {
   void kv_append(In x, In slots, Out cache) override;
   void rope(In x, In positions, In table, RopeDirection direction, Out y) override;
   void rope_append(In positions, In table, Out q, Out k, In v, Out k_cache, Out v_cache) override;
+  void append_attention(const FreshTokens& tokens, Out k_cache, Out v_cache, In spans,
+                        const AttentionArgs& args, Out o) override;
 
   void rms_norm(In x, In weight, float eps, Out y, Out rstd) override;
   void add_rms_norm(In a, In b, In weight, float eps, Out sum, Out y, Out rstd) override;

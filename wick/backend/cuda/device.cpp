@@ -72,11 +72,27 @@ std::string reason_for_no_device() {
   return cudaGetErrorString(status == cudaSuccess ? cudaErrorNoDevice : status);
 }
 
-void choose_device(int local_rank) {
-  const int count = device_count();
-  if (count > 1) {
-    check_cuda(cudaSetDevice(local_rank % count), "choosing a device");
+namespace {
+
+// "cuda:0 (NVIDIA H100), cuda:1 (NVIDIA H100)"
+std::string names_of_devices(int count) {
+  std::string names;
+  for (int device = 0; device < count; ++device) {
+    cudaDeviceProp properties{};
+    check_cuda(cudaGetDeviceProperties(&properties, device), "device properties");
+    names += fmt::format("{}cuda:{} ({})", device > 0 ? ", " : "", device, properties.name);
   }
+  return names;
+}
+
+}  // namespace
+
+void choose_device(int device) {
+  const int count = device_count();
+  check(count > 0, "cuda: no device answers: {}", reason_for_no_device());
+  check(device < count, "there is no device cuda:{}: this machine has {}", device,
+        names_of_devices(count));
+  check_cuda(cudaSetDevice(device), "choosing a device");
 }
 
 std::vector<std::string> describe_devices() {

@@ -12,11 +12,12 @@ int device_count();
 // Why `device_count` is 0.
 std::string reason_for_no_device();
 
-// The one that this thread uses from now on, for the process `local_rank` of this machine: they
-// take them in turn.
-void choose_device(int local_rank);
+// The one that this thread uses from now on. Throws Error, with those that there are, where there
+// is no such one.
+void choose_device(int device);
 
-// One line a device: its name, memory, compute capability, and the versions of driver and runtime.
+// By number, one line a device: its name, memory, compute capability, and the versions of driver
+// and runtime.
 std::vector<std::string> describe_devices();
 
 }  // namespace wick::cuda

@@ -13,6 +13,10 @@
 
 namespace wick::cuda {
 
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
 __device__ __forceinline__ float to_float(float value) {
   return value;
 }

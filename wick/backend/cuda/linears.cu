@@ -108,12 +108,14 @@ TermView term_view(const LinearTerm& term) {
   return view;
 }
 
-LinearsArgs linears_args(const Tensor& x, std::span<const LinearTerm> terms) {
+}  // namespace
+
+LinearsArgs linears_args(const Tensor& x, std::span<const LinearTerm> terms, bool comes) {
   LinearsArgs args{};
   args.x = x.address();
   args.in = static_cast<int>(x.columns());
   args.rows = static_cast<int>(x.rows());
-  args.vector = args.in % 8 == 0 && aligned_to(args.x, 16);
+  args.vector = args.in % 8 == 0 && (comes || aligned_to(args.x, 16));
   int adapters = 0;
   for (const LinearTerm& term : terms) {
     TermView& view = args.term[args.terms++];
@@ -129,26 +131,45 @@ LinearsArgs linears_args(const Tensor& x, std::span<const LinearTerm> terms) {
   return args;
 }
 
+namespace {
+
+bool one_row(const Context& context, const Tensor& x, std::span<const LinearTerm> terms,
+             const RowEnds& ends) {
+  if (!takes(x, terms) || x.rows() != 1) {
+    return false;
+  }
+  LinearsArgs args = linears_args(x, terms, ends.norm != nullptr);
+  return linears_row(context, terms, args, x.dtype(), ends);
+}
+
 }  // namespace
 
 bool gated_linears_row(const Context& context, const Tensor& x, std::span<const LinearTerm> terms,
                        Activation activation, const Tensor& h) {
-  if (!takes(x, terms) || x.rows() != 1) {
-    return false;
-  }
   const GatedResult result{activation, h};
-  LinearsArgs args = linears_args(x, terms);
-  return linears_row(context, terms, args, x.dtype(), &result);
+  return one_row(context, x, terms, {.gated = &result});
+}
+
+bool normed_linears_row(const Context& context, const NormedInput& input,
+                        std::span<const LinearTerm> terms) {
+  return one_row(context, input.x, terms, {.norm = &input});
+}
+
+bool normed_gated_linears_row(const Context& context, const NormedInput& input,
+                              std::span<const LinearTerm> terms, Activation activation,
+                              const Tensor& h) {
+  const GatedResult result{activation, h};
+  return one_row(context, input.x, terms, {.norm = &input, .gated = &result});
 }
 
 bool linears_few_rows(const Context& context, const Tensor& x, std::span<const LinearTerm> terms) {
+  if (one_row(context, x, terms, {})) {
+    return true;
+  }
   if (!takes(x, terms)) {
     return false;
   }
-  LinearsArgs args = linears_args(x, terms);
-  if (x.rows() == 1 && linears_row(context, terms, args, x.dtype(), nullptr)) {
-    return true;
-  }
+  LinearsArgs args = linears_args(x, terms, false);
   const bool adapted =
       std::ranges::any_of(terms, [](const LinearTerm& term) { return !term.adapters.empty(); });
   const Plan plan =

@@ -45,6 +45,10 @@ struct LinearsArgs {
   AdapterView adapter[kLinearsAdapters];
 };
 
+// All but how blocks share the layers; `terms` are at most kLinearsTerms. x may be a row that is to
+// come: its memory is then not looked at.
+LinearsArgs linears_args(const Tensor& x, std::span<const LinearTerm> terms, bool comes = false);
+
 __device__ __forceinline__ float load_as(const void* from, int64_t i, DType type) {
   if (type == DType::bf16) {
     return to_float(static_cast<const __nv_bfloat16*>(from)[i]);

@@ -13,9 +13,15 @@ struct GatedResult {
   const Tensor& h;
 };
 
+// What a row may be made of and become on the way; null: it is there, the outputs are wanted.
+struct RowEnds {
+  const NormedInput* norm = nullptr;
+  const GatedResult* gated = nullptr;
+};
+
 // `args` describes `terms` but for how blocks share them. Returns false, and has done nothing but
-// write there, where it does not take them; `gated`: null where the outputs themselves are wanted.
+// write there, where it does not take them.
 bool linears_row(const Context& context, std::span<const LinearTerm> terms, LinearsArgs& args,
-                 DType activations, const GatedResult* gated);
+                 DType activations, const RowEnds& ends);
 
 }  // namespace wick::cuda

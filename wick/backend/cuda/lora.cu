@@ -230,6 +230,11 @@ void lora_forward(const Context& context, const Tensor& x, std::span<const LoraF
   forward(context, x, adapters, row_adapter, true, s, y);
 }
 
+void lora_delta(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
+                const Tensor& row_adapter, const Tensor& s, const Tensor& y) {
+  forward(context, x, adapters, row_adapter, false, s, y);
+}
+
 void lora_deltas(const Context& context, const Tensor& x, std::span<const LinearTerm> terms) {
   std::vector<LowRankTerm> group;
   const auto run_group = [&] {

@@ -12,6 +12,9 @@ namespace wick::cuda {
 
 void lora_forward(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
                   const Tensor& row_adapter, const Tensor& s, const Tensor& y);
+// The same, but overwrites y.
+void lora_delta(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
+                const Tensor& row_adapter, const Tensor& s, const Tensor& y);
 void lora_backward(const Context& context, const Tensor& x, const Tensor& s, const Tensor& dy,
                    const LoraFactors& adapter, const Tensor& ds, const Tensor& da, const Tensor& db,
                    const Tensor& dx);
@@ -34,8 +37,13 @@ inline constexpr int64_t kFewRows = 8;
 // has done nothing, where it does not take the types or sizes.
 bool linears_few_rows(const Context& context, const Tensor& x, std::span<const LinearTerm> terms);
 
-// Backend::gated_linears for one row, in one launch; else as linears_few_rows.
+// Those of Backend for one row, in one launch; else as linears_few_rows.
 bool gated_linears_row(const Context& context, const Tensor& x, std::span<const LinearTerm> terms,
                        Activation activation, const Tensor& h);
+bool normed_linears_row(const Context& context, const NormedInput& input,
+                        std::span<const LinearTerm> terms);
+bool normed_gated_linears_row(const Context& context, const NormedInput& input,
+                              std::span<const LinearTerm> terms, Activation activation,
+                              const Tensor& h);
 
 }  // namespace wick::cuda

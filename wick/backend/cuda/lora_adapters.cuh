@@ -22,18 +22,20 @@ inline AdapterView view_of(const LoraFactors& adapter) {
           static_cast<int>(adapter.a.rows())};
 }
 
-// Adapters [first, first + count) of a call: kernel parameters hold no more of them at a time.
+// Adapters [first, first + count) of a call. A launch takes time for each line of its parameters,
+// so a kernel for one adapter has room for no more.
+template <int MOST>
 struct AdapterTable {
-  static constexpr int kMost = 64;
-  AdapterView of[kMost];
+  AdapterView of[MOST];
   int first = 0;
   int count = 0;
 };
 
-inline AdapterTable table_of(std::span<const LoraFactors> adapters, size_t first) {
-  AdapterTable table;
+template <int MOST>
+AdapterTable<MOST> table_of(std::span<const LoraFactors> adapters, size_t first) {
+  AdapterTable<MOST> table;
   table.first = static_cast<int>(first);
-  table.count = static_cast<int>(std::min<size_t>(AdapterTable::kMost, adapters.size() - first));
+  table.count = static_cast<int>(std::min<size_t>(MOST, adapters.size() - first));
   for (int i = 0; i < table.count; ++i) {
     table.of[i] = view_of(adapters[first + i]);
   }
@@ -46,10 +48,6 @@ inline int widest(std::span<const LoraFactors> adapters) {
     rank = std::max(rank, adapter.a.rows());
   }
   return static_cast<int>(rank);
-}
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
 }
 
 inline bool aligned_to(const void* address, size_t bytes) {
@@ -92,12 +90,12 @@ struct ShrinkSlice {
   bool vector;  // rows and `begin` are aligned to four elements
 };
 
-// partial[row * width + r] = sum over the slice of x[row] A[r], for r < rank. Each warp takes its
-// own r, RANKS of them at a time, so x comes from the first cache but once. Rows from `valid` on
-// repeat the last one.
-template <int ROWS, int RANKS, class T>
+// All lanes call store(r, sums) with the sum over the slice of x[row] A[r] for each row, r < rank.
+// Each warp takes its own r, RANKS of them at a time, so x comes from the first cache but once.
+// Rows from `valid` on repeat the last one.
+template <int ROWS, int RANKS, class T, class Store>
 __device__ __forceinline__ void shrink_slice(const T* x, int valid, const AdapterView& adapter,
-                                             const ShrinkSlice& slice, float* partial, int width) {
+                                             const ShrinkSlice& slice, const Store& store) {
   const int lane = threadIdx.x & 31;
   const int64_t K = slice.channels;
   for (int r0 = slice.warp; r0 < adapter.rank; r0 += slice.warps * RANKS) {
@@ -140,13 +138,28 @@ __device__ __forceinline__ void shrink_slice(const T* x, int valid, const Adapte
     for (int i = 0; i < RANKS; ++i) {
 #pragma unroll
       for (int row = 0; row < ROWS; ++row) {
-        const float sum = warp_sum(sums[i][row]);
-        if (lane == 0 && r0 + i * slice.warps < adapter.rank) {
-          partial[row * width + r0 + i * slice.warps] = sum;
-        }
+        sums[i][row] = warp_sum(sums[i][row]);
+      }
+      if (r0 + i * slice.warps < adapter.rank) {
+        store(r0 + i * slice.warps, sums[i]);
       }
     }
   }
+}
+
+// The same, to partial[row * width + r].
+template <int ROWS, int RANKS, class T>
+__device__ __forceinline__ void shrink_slice(const T* x, int valid, const AdapterView& adapter,
+                                             const ShrinkSlice& slice, float* partial, int width) {
+  const bool first = threadIdx.x % 32 == 0;
+  shrink_slice<ROWS, RANKS>(x, valid, adapter, slice, [=](int r, const float(&sums)[ROWS]) {
+#pragma unroll
+    for (int row = 0; row < ROWS; ++row) {
+      if (first) {
+        partial[row * width + r] = sums[row];
+      }
+    }
+  });
 }
 
 }  // namespace wick::cuda

@@ -4,6 +4,7 @@
 // second cache for dy.
 #include <optional>
 
+#include "wick/backend/cuda/early_launch.cuh"
 #include "wick/backend/cuda/lora_adapters.cuh"
 #include "wick/backend/cuda/lora_partials.cuh"
 #include "wick/backend/cuda/lora_rows.cuh"
@@ -13,10 +14,11 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kRows = 4;       // of a block that shrinks or expands
-constexpr int kRanks = 8;      // kept in registers at a time
-constexpr int kColumns = 32;   // of a block that collects
-constexpr int kRunRows = 512;  // rows that a block collects from at most, while runs are few
+constexpr int kRows = 4;        // of a block that shrinks or expands
+constexpr int kRanks = 8;       // kept in registers at a time
+constexpr int kColumns = 32;    // of a block that collects: its lanes side by side
+constexpr int kFewColumns = 8;  // the same where there would be few such blocks
+constexpr int kRunRows = 512;   // rows that a block collects from at most, while runs are few
 constexpr int kMostRuns = 32;
 
 // g[c,r] += scaling sum_t wide[t,c] narrow[t,r]: the gradient of A (stored [R, C]) or B ([C, R]).
@@ -25,6 +27,7 @@ struct Collect {
   const T* wide;
   const T* narrow;
   int channels;
+  int columns;  // of a block: kColumns or kFewColumns
   int runs;
   int64_t run_rows;
   bool rank_first;
@@ -156,25 +159,26 @@ __device__ void expand_rows(const BackwardArgs<T>& args, int64_t t0, float* shar
   }
 }
 
-// 32 channels of a gradient over one run of rows: a lane a channel, the warps share the rows out
-// and are added up in order.
-template <bool VECTOR, class T>
+// COLUMNS channels of a gradient over one run of rows: a thread has a channel of every so many
+// rows, and what they have of a channel is added up in order.
+template <bool VECTOR, int COLUMNS, class T>
 __device__ void collect_columns(const BackwardArgs<T>& args, int block, float* shared) {
+  constexpr int kParts = kThreads / COLUMNS;  // of the rows
   const Collect<T>& collect = args.collect;
   const int run = block % collect.runs;
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x & 31;
+  const int part = static_cast<int>(threadIdx.x) / COLUMNS;
+  const int column = static_cast<int>(threadIdx.x) % COLUMNS;
   const int64_t C = collect.channels;
-  const int64_t c = static_cast<int64_t>(block / collect.runs) * kColumns + lane;
-  const int64_t column = min(c, C - 1);
+  const int64_t c0 = static_cast<int64_t>(block / collect.runs) * COLUMNS;
+  const T* wide = collect.wide + min(c0 + column, C - 1);
   const int64_t begin = run * collect.run_rows;
   const int64_t end = min(args.rows, begin + collect.run_rows);
   constexpr int kPadded = kRanks + 1;  // lanes then write to different banks
   for (int r0 = 0; r0 < args.rank; r0 += kRanks) {
     float sums[kRanks] = {};
 #pragma unroll 8
-    for (int64_t t = begin + warp; t < end; t += kWarps) {
-      const float value = to_float(collect.wide[t * C + column]);
+    for (int64_t t = begin + part; t < end; t += kParts) {
+      const float value = to_float(wide[t * C]);
       float low[kRanks];
       load_ranks<VECTOR>(collect.narrow + t * args.rank, r0, args.rank, low);
 #pragma unroll
@@ -184,25 +188,28 @@ __device__ void collect_columns(const BackwardArgs<T>& args, int block, float* s
     }
 #pragma unroll
     for (int j = 0; j < kRanks; ++j) {
-      shared[(warp * kColumns + lane) * kPadded + j] = sums[j];
+      shared[(part * COLUMNS + column) * kPadded + j] = sums[j];
     }
     __syncthreads();
     // One thread a channel and rank; lanes along what is contiguous in the result.
-    const int own = collect.rank_first ? threadIdx.x % kColumns : threadIdx.x / kRanks;
-    const int j = collect.rank_first ? threadIdx.x / kColumns : threadIdx.x % kRanks;
-    const int64_t channel = c - lane + own;
+    const int thread = static_cast<int>(threadIdx.x);
+    const int own = collect.rank_first ? thread % COLUMNS : thread / kRanks;
+    const int j = collect.rank_first ? thread / COLUMNS : thread % kRanks;
+    const int64_t channel = c0 + own;
     const int r = r0 + j;
-    float sum = 0.0F;
+    if (thread < COLUMNS * kRanks && channel < C) {
+      float sum = 0.0F;
 #pragma unroll
-    for (int i = 0; i < kWarps; ++i) {
-      sum += shared[(i * kColumns + own) * kPadded + j];
-    }
-    if (channel < C && collect.partials != nullptr && r < collect.stride) {
-      collect.partials[(run * C + channel) * collect.stride + r] = sum;
-    } else if (channel < C && collect.partials == nullptr && r < args.rank) {
-      float* out = collect.rank_first ? collect.out + r * C + channel
-                                      : collect.out + channel * args.rank + r;
-      *out = fmaf(collect.scaling, sum, *out);
+      for (int i = 0; i < kParts; ++i) {
+        sum += shared[(i * COLUMNS + own) * kPadded + j];
+      }
+      if (collect.partials != nullptr && r < collect.stride) {
+        collect.partials[(run * C + channel) * collect.stride + r] = sum;
+      } else if (collect.partials == nullptr && r < args.rank) {
+        float* out = collect.rank_first ? collect.out + r * C + channel
+                                        : collect.out + channel * args.rank + r;
+        *out = fmaf(collect.scaling, sum, *out);
+      }
     }
     __syncthreads();
   }
@@ -214,8 +221,14 @@ __global__ void __launch_bounds__(kThreads, 2)
   extern __shared__ float4 shared[];
   float* floats = reinterpret_cast<float*>(shared);
   const int block = static_cast<int>(blockIdx.x);
+  wait_for_previous();
+  let_next_start();
   if (block < args.collect_blocks) {
-    collect_columns<VECTOR>(args, block, floats);
+    if (args.collect.columns == kColumns) {
+      collect_columns<VECTOR, kColumns>(args, block, floats);
+    } else {
+      collect_columns<VECTOR, kFewColumns>(args, block, floats);
+    }
     return;
   }
   const int64_t t0 = static_cast<int64_t>(block - args.collect_blocks) * kRows;
@@ -228,15 +241,18 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <bool SHRINK, class T>
 void launch(const Context& context, BackwardArgs<T>& args, bool with_rows) {
+  Collect<T>& collect = args.collect;
+  const int64_t wide_blocks = ceil_div(collect.channels, kColumns) * collect.runs;
+  collect.columns = 4 * wide_blocks <= context.multiprocessors ? kFewColumns : kColumns;
   args.collect_blocks =
-      static_cast<int>(ceil_div(args.collect.channels, kColumns)) * args.collect.runs;
+      static_cast<int>(ceil_div(collect.channels, collect.columns)) * collect.runs;
   const int64_t row_blocks = with_rows ? ceil_div(args.rows, kRows) : 0;
   const auto grid = static_cast<unsigned>(args.collect_blocks + row_blocks);
   constexpr size_t kShared = size_t{kWarps} * kColumns * (kRanks + 1) * sizeof(float);
   const auto kernel =
       args.vector ? backward_rows<T, SHRINK, true> : backward_rows<T, SHRINK, false>;
   if (grid > 0) {
-    kernel<<<grid, kThreads, kShared, context.stream>>>(args);
+    launch_early(context, true, kernel, grid, kThreads, kShared, args);
     check_launch("lora_backward_rows");
   }
 }
@@ -276,6 +292,7 @@ void backward(const Context& context, const Tensor& x, const Tensor& s, const Te
   first.collect = {first.wide,
                    static_cast<const T*>(s.address()),
                    out,
+                   0,
                    runs,
                    run_rows,
                    false,
@@ -291,6 +308,7 @@ void backward(const Context& context, const Tensor& x, const Tensor& s, const Te
   second.collect = {static_cast<const T*>(x.address()),
                     low,
                     in,
+                    0,
                     runs,
                     run_rows,
                     true,

@@ -163,6 +163,7 @@ __global__ void __launch_bounds__(kTileThreads, (kResident<TILES, COLLECT>))
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const WarpPlace place = warp_place(row_warps);
   const int block0 = static_cast<int>(blockIdx.x) * (kBlockColumns<TILES> / row_warps);
+  wait_for_previous();
   let_next_start();
   if (block0 >= args.channels) {
     return;
@@ -238,7 +239,7 @@ void launch(const Context& context, std::span<const TileShrink> terms) {
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
                "lora shrink");
   }
-  shrink<TILES, COLLECT><<<grid, kTileThreads, kShared, context.stream>>>(group_of(terms));
+  launch_dependent(context, shrink<TILES, COLLECT>, grid, kTileThreads, kShared, group_of(terms));
   check_launch("lora_shrink");
 }
 

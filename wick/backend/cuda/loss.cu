@@ -4,6 +4,7 @@
 // between the two, and the rest of a long row is read again, from the second cache if it is lucky.
 #include "wick/backend/cuda/loss.h"
 
+#include "wick/backend/cuda/early_launch.cuh"
 #include "wick/backend/cuda/fast_exp.cuh"
 #include "wick/backend/cuda/rows.cuh"
 
@@ -121,7 +122,9 @@ __global__ void __launch_bounds__(kLossThreads, 2)
   __shared__ SoftmaxSum parts[32];
   T* row = logits + int64_t{blockIdx.x} * V;
   const RowWords<T> own(row, V);
-  const int target = targets[blockIdx.x];
+  const int target = targets[blockIdx.x];  // no kernel has made them
+  wait_for_previous();
+  let_next_start();
   const auto thread = static_cast<int>(threadIdx.x);
   const auto threads = static_cast<int>(blockDim.x);
   if (target < 0) {
@@ -198,9 +201,10 @@ void cross_entropy(const Context& context, const Tensor& targets, const CrossEnt
   with_activation(logits, [&]<class T>(T* values) {
     const int64_t wanted = ceil_div(ceil_div(V, kInWord<T>), 32) * 32;
     const auto threads = static_cast<unsigned>(std::min<int64_t>(wanted, kLossThreads));
-    cross_entropy_kernel<<<static_cast<unsigned>(rows), threads, 0, context.stream>>>(
-        targets.data<int32_t>(), args.gradient_scale ? args.gradient_scale.data<float>() : nullptr,
-        static_cast<int>(V), values, losses.data<float>());
+    launch_early(context, true, cross_entropy_kernel<T>, static_cast<unsigned>(rows), threads, 0,
+                 targets.data<int32_t>(),
+                 args.gradient_scale ? args.gradient_scale.data<float>() : nullptr,
+                 static_cast<int>(V), values, losses.data<float>());
     check_launch("cross_entropy");
   });
 }

@@ -7,10 +7,10 @@
 
 #include <cublasLt.h>
 
-#include <compare>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <tuple>
 
 #include "wick/backend/cuda/context.h"
 #include "wick/core/kernel_args.h"
@@ -31,7 +31,11 @@ struct ProductKind {
   uint8_t a_alignment, b_alignment, c_alignment;  // bytes, up to 16
   int64_t M, N, K;
 
-  friend auto operator<=>(const ProductKind&, const ProductKind&) = default;
+  auto fields() const {
+    return std::tie(form, inputs, output, bias, accumulate, a_alignment, b_alignment, c_alignment,
+                    M, N, K);
+  }
+  bool operator<(const ProductKind& other) const { return fields() < other.fields(); }
 };
 
 // A product as cuBLASLt wants it described.

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <bit>
 
 namespace wick::cuda {
 
@@ -95,7 +96,7 @@ bool ReservedRange::reserve(size_t capacity) {
     return false;
   }
   driver_ = std::move(driver);
-  address_ = reinterpret_cast<std::byte*>(address);
+  address_ = std::bit_cast<std::byte*>(address);
   capacity_ = bytes;
   return true;
 }

@@ -8,8 +8,8 @@
 
 #include "wick/backend/cuda/attention.h"
 #include "wick/backend/cuda/early_launch.cuh"
-#include "wick/backend/cuda/elements.cuh"
 #include "wick/backend/cuda/lora.h"
+#include "wick/backend/cuda/rope.cuh"
 
 namespace wick::cuda {
 
@@ -19,65 +19,6 @@ constexpr int kThreads = 256;
 
 int blocks_for(int64_t work) {
   return static_cast<int>((work + kThreads - 1) / kThreads);
-}
-
-// kWide is 8, where rows of all tensors are runs of eight aligned elements, or 1.
-template <int kWide, class T>
-__device__ __forceinline__ void load_run(const T* from, float (&values)[kWide]) {
-  if constexpr (kWide == 8) {
-    load8(from, values);
-  } else {
-    values[0] = to_float(from[0]);
-  }
-}
-
-template <int kWide, class T>
-__device__ __forceinline__ void store_run(const float (&values)[kWide], T* to) {
-  if constexpr (kWide == 8) {
-    store8(values, to);
-  } else {
-    to[0] = from_float<T>(values[0]);
-  }
-}
-
-struct HeadShape {
-  int D, R;  // R of the D channels rotate
-
-  // Threads a head needs.
-  template <int kWide>
-  __host__ __device__ int runs() const {
-    return (R / 2 + D - R) / kWide;
-  }
-};
-
-// Run `run` of the head `from`; angles is the table's row of its position.
-template <int kWide, class T>
-__device__ __forceinline__ void rotate_run(const T* from, const float* angles, float sign,
-                                           const HeadShape& shape, int run, T* to) {
-  const int half = shape.R / 2;
-  const int i = run * kWide;
-  float first[kWide];
-  if (i >= half) {
-    load_run<kWide>(from + i + half, first);
-    store_run<kWide>(first, to + i + half);
-    return;
-  }
-  float second[kWide];
-  float cosine[kWide];
-  float sine[kWide];
-  load_run<kWide>(from + i, first);
-  load_run<kWide>(from + half + i, second);
-  load_run<kWide>(angles + i, cosine);
-  load_run<kWide>(angles + half + i, sine);
-#pragma unroll
-  for (int j = 0; j < kWide; ++j) {
-    const float x = first[j];
-    const float s = sign * sine[j];
-    first[j] = x * cosine[j] - second[j] * s;
-    second[j] = second[j] * cosine[j] + x * s;
-  }
-  store_run<kWide>(first, to + i);
-  store_run<kWide>(second, to + half + i);
 }
 
 template <int kWide, class T>
@@ -137,8 +78,8 @@ __global__ void __launch_bounds__(kThreads)
   }
   for (int i = run * kWide; i < shape.D; i += static_cast<int>(runs) * kWide) {
     float values[kWide];
-    load_run<kWide>(tensors.v + from + i, values);
-    store_run<kWide>(values, tensors.v_cache + to + i);
+    load_run(tensors.v + from + i, values);
+    store_run(values, tensors.v_cache + to + i);
   }
 }
 

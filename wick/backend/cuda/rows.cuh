@@ -25,10 +25,6 @@ struct RowPlan {
   int vectors = 0;
 };
 
-inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 // True where runs of eight elements of every row of `columns` may be moved as 16-byte words.
 inline bool in_runs(int64_t columns, std::initializer_list<const void*> addresses) {
   bool aligned = columns % 8 == 0;

@@ -2,6 +2,7 @@
 #include "wick/backend/cuda/rowwise.h"
 
 #include "wick/backend/cuda/activate.cuh"
+#include "wick/backend/cuda/early_launch.cuh"
 #include "wick/backend/cuda/rows.cuh"
 
 namespace wick::cuda {
@@ -15,6 +16,10 @@ constexpr int64_t kMapBlocks = 4096;  // at most; more elements make the threads
 // at once, and the rest of the last run one by one by the thread it falls to.
 template <bool kRuns, class Map>
 __global__ void __launch_bounds__(kMapThreads) map_kernel(Map map, int64_t count) {
+  wait_for_previous();
+  if constexpr (Map::kLetsNextStart) {
+    let_next_start();
+  }
   map.begin();
   constexpr int kStep = kRuns ? 8 : 1;
   const int64_t stride = int64_t{gridDim.x} * kMapThreads * kStep;
@@ -37,16 +42,14 @@ void map_elements(const Context& context, const Map& map, int64_t count,
   const bool runs = in_runs(0, addresses);
   const int64_t blocks = ceil_div(count, kMapThreads * (runs ? 8 : 1));
   const auto grid = static_cast<unsigned>(std::min(blocks, kMapBlocks));
-  if (runs) {
-    map_kernel<true><<<grid, kMapThreads, 0, context.stream>>>(map, count);
-  } else {
-    map_kernel<false><<<grid, kMapThreads, 0, context.stream>>>(map, count);
-  }
+  const auto kernel = runs ? map_kernel<true, Map> : map_kernel<false, Map>;
+  launch_early(context, true, kernel, grid, kMapThreads, 0, map, count);
   check_launch(name);
 }
 
 template <bool kGelu, class T>
 struct GateMap {
+  static constexpr bool kLetsNextStart = true;
   const T *g, *u;
   T* h;
 
@@ -67,6 +70,7 @@ struct GateMap {
 
 template <bool kGelu, class T>
 struct GateBackwardMap {
+  static constexpr bool kLetsNextStart = true;
   const T *g, *u, *dh;
   T *dg, *du;  // dg may be g, and du may be u
 
@@ -92,6 +96,7 @@ struct GateBackwardMap {
 
 template <class T>
 struct AddMap {
+  static constexpr bool kLetsNextStart = true;
   const T *a, *b;
   T* y;  // may be a or b
 
@@ -112,6 +117,7 @@ struct AddMap {
 
 template <class T>
 struct FillMap {
+  static constexpr bool kLetsNextStart = true;
   float value;
   T* y;
 
@@ -129,6 +135,7 @@ struct FillMap {
 
 template <class From, class To>
 struct CastMap {
+  static constexpr bool kLetsNextStart = false;  // it may make weights
   const From* x;
   To* y;
 
@@ -162,6 +169,7 @@ __device__ __forceinline__ uint4 random_block(uint64_t seed, uint64_t stream, ui
 
 template <class T>
 struct DropoutMap {
+  static constexpr bool kLetsNextStart = true;
   const T* x;
   float probability, scale;
   uint64_t seed, stream;
