@@ -6,7 +6,7 @@ from benchmark_record import (case_named, cases_of, duration, kind_of, label_of,
 
 IN_GRAPH = ",in=graph"
 KINDS = [  # kind of case, what it is, what its figure includes
-    ("lora_delta", "LoRA delta", "2 (x Aᵀ) Bᵀ for T rows of width d, rank r, written to memory that was cleared (wick) or is new "
+    ("lora_delta", "LoRA delta", "2 (x Aᵀ) Bᵀ for T rows of width d, rank r, written over what was there (wick) or to new memory "
      "(PyTorch). In bf16: PyTorch's factors too, while wick's stay f32."),
     ("lora_linear", "Frozen linear layer with LoRA",
      "x Wᵀ + 2 (x Aᵀ) Bᵀ. n: as many adapters, each row using another; PyTorch gathers their factors."),

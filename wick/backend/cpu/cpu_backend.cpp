@@ -102,6 +102,11 @@ void CpuBackend::lora_forward(In x, std::span<const LoraFactors> adapters, In ro
   cpu::lora_forward(context_, x, adapters, row_adapter, s, y);
 }
 
+void CpuBackend::lora_delta(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
+                            Out y) {
+  cpu::lora_delta(context_, x, adapters, row_adapter, s, y);
+}
+
 void CpuBackend::linears(In x, std::span<const LinearTerm> terms) {
   if (x.rows() == 0 || x.rows() > kFewRows) {
     Backend::linears(x, terms);

@@ -38,6 +38,8 @@ class CpuBackend final : public Backend {
   void matmul(In a, In b, const MatmulArgs& args, Out c) override;
   void lora_forward(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
                     Out y) override;
+  void lora_delta(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
+                  Out y) override;
   void lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da, Out db,
                      Out dx) override;
   void linears(In x, std::span<const LinearTerm> terms) override;

@@ -66,9 +66,16 @@ void pack_panels(const Context& context, const float* w, Stored stored, int64_t 
   });
 }
 
+// What a call writes beside s.
+struct Output {
+  const Tensor& y;
+  bool accumulate;
+};
+
 // One adapter for the rows of `index` (null: all).
 void forward_of_rows(const Context& context, const Tensor& x, const LoraFactors& adapter,
-                     const int32_t* index, int64_t count, const Tensor& s, const Tensor& y) {
+                     const int32_t* index, int64_t count, const Tensor& s, const Output& output) {
+  const Tensor& y = output.y;
   const int64_t in = x.columns();
   const int64_t out = y.columns();
   const int64_t R = adapter.a.rows();
@@ -88,7 +95,7 @@ void forward_of_rows(const Context& context, const Tensor& x, const LoraFactors&
     SkinnyRows rows{rows_of_task, end - begin, in, s.columns()};
     HWY_DYNAMIC_DISPATCH(Shrink)
     (x_rows, adapter.a.data<float>(), rows, {in, R, in, 1.0F}, s_rows);
-    const SkinnySize size{out, R, R, adapter.scaling};
+    const SkinnySize size{out, R, R, adapter.scaling, output.accumulate};
     rows.wide_stride = out;
     if (packed) {
       HWY_DYNAMIC_DISPATCH(Expand)(s_rows, panels.data(), rows, size, y_rows);
@@ -102,12 +109,10 @@ void forward_of_rows(const Context& context, const Tensor& x, const LoraFactors&
   });
 }
 
-}  // namespace
-
-void lora_forward(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
-                  const Tensor& row_adapter, const Tensor& s, const Tensor& y) {
+void forward(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
+             const Tensor& row_adapter, const Tensor& s, const Output& output) {
   if (!row_adapter) {
-    forward_of_rows(context, x, adapters[0], nullptr, x.rows(), s, y);
+    forward_of_rows(context, x, adapters[0], nullptr, x.rows(), s, output);
     return;
   }
   // Rows by adapter: each adapter then reads its factors once.
@@ -116,13 +121,16 @@ void lora_forward(const Context& context, const Tensor& x, std::span<const LoraF
     const int32_t chosen = row_adapter.data<int32_t>()[t];
     if (chosen >= 0) {
       rows[chosen].push_back(static_cast<int32_t>(t));
+    } else if (!output.accumulate) {
+      const int64_t out = output.y.columns();
+      std::fill_n(output.y.data<float>() + t * out, out, 0.0F);
     }
   }
   // Many small groups run side by side, one task each (a nested run is serial); few large ones in
   // turn.
   const auto group = [&](int64_t i) {
     const auto count = static_cast<int64_t>(rows[i].size());
-    forward_of_rows(context, x, adapters[i], rows[i].data(), count, s, y);
+    forward_of_rows(context, x, adapters[i], rows[i].data(), count, s, output);
   };
   const auto groups = static_cast<int64_t>(adapters.size());
   if (groups > 4) {
@@ -132,6 +140,18 @@ void lora_forward(const Context& context, const Tensor& x, std::span<const LoraF
       group(i);
     }
   }
+}
+
+}  // namespace
+
+void lora_forward(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
+                  const Tensor& row_adapter, const Tensor& s, const Tensor& y) {
+  forward(context, x, adapters, row_adapter, s, {y, true});
+}
+
+void lora_delta(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
+                const Tensor& row_adapter, const Tensor& s, const Tensor& y) {
+  forward(context, x, adapters, row_adapter, s, {y, false});
 }
 
 void lora_shrink(const float* x, int64_t rows, const LoraFactors& adapter, int64_t begin,

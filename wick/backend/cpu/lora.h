@@ -10,6 +10,8 @@ namespace wick::cpu {
 
 void lora_forward(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
                   const Tensor& row_adapter, const Tensor& s, const Tensor& y);
+void lora_delta(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
+                const Tensor& row_adapter, const Tensor& s, const Tensor& y);
 void lora_backward(const Context& context, const Tensor& x, const Tensor& s, const Tensor& dy,
                    const LoraFactors& adapter, const Tensor& ds, const Tensor& da, const Tensor& db,
                    const Tensor& dx);

@@ -30,6 +30,7 @@ struct SkinnySize {
   int64_t n, R;
   int64_t stride;  // of the rows of w or of g
   float scale;
+  bool accumulate = true;  // Expand: y += instead of y =
 };
 
 }  // namespace wick::cpu
@@ -202,9 +203,11 @@ HWY_INLINE void expand_tile(const float* const* s, const float* panel, const Ski
       float* to = y[i] + j * lanes;
       const int64_t left = columns - j * lanes;
       if (left >= lanes) {
-        hn::StoreU(hn::MulAdd(scale, sum[i][j], hn::LoadU(d, to)), d, to);
+        const VF before = size.accumulate ? hn::LoadU(d, to) : hn::Zero(d);
+        hn::StoreU(hn::MulAdd(scale, sum[i][j], before), d, to);
       } else if (left > 0) {
-        store_part(d, hn::MulAdd(scale, sum[i][j], load_part(d, to, left)), to, left);
+        const VF before = size.accumulate ? load_part(d, to, left) : hn::Zero(d);
+        store_part(d, hn::MulAdd(scale, sum[i][j], before), to, left);
       }
     }
   }
@@ -285,7 +288,8 @@ void ExpandOneRow(const float* s, const float* w, const SkinnySize& size, float*
       }
       sums = hn::Add(sums, hn::Load(d, rest));
     }
-    hn::StoreU(hn::MulAdd(hn::Set(d, size.scale), sums, hn::LoadU(d, y + n)), d, y + n);
+    const auto before = size.accumulate ? hn::LoadU(d, y + n) : hn::Zero(d);
+    hn::StoreU(hn::MulAdd(hn::Set(d, size.scale), sums, before), d, y + n);
   }
 #endif
   for (; n < size.n; ++n) {
@@ -293,7 +297,7 @@ void ExpandOneRow(const float* s, const float* w, const SkinnySize& size, float*
     for (int64_t r = 0; r < size.R; ++r) {
       sum += s[r] * w[n * size.R + r];
     }
-    y[n] += size.scale * sum;
+    y[n] = size.scale * sum + (size.accumulate ? y[n] : 0.0F);
   }
 }
 
