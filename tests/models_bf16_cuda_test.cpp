@@ -71,6 +71,25 @@ class Trainee {
         attached_(attach(*backend_, decoder_->linears(), adapter, Trainable::yes)),
         start_(to_host(*backend_, attached_.values)) {}
 
+  // [T, V], from all tokens at once.
+  std::vector<float> logits(const Ids& ids) {
+    const TokenBatch batch = make_token_batch(*backend_, {&ids, 1});
+    return to_host(*backend_, decoder_->logits(decoder_->hidden(nullptr, batch, {}).value));
+  }
+
+  // The same from one token after the other, as a generator takes them.
+  std::vector<float> decoded_logits(const Ids& ids) {
+    KvCache cache = decoder_->make_cache(static_cast<int64_t>(ids.size()));
+    std::vector<float> all;
+    for (const int32_t id : ids) {
+      const TokenBatch batch = make_next_batch(*backend_, {&id, 1}, cache.length());
+      const Var hidden = decoder_->hidden(nullptr, batch, {}, &cache);
+      const std::vector<float> row = to_host(*backend_, decoder_->logits(hidden.value));
+      all.insert(all.end(), row.begin(), row.end());
+    }
+    return all;
+  }
+
   // Of the mean loss of one sequence, by the names of A and B.
   std::map<std::string, std::vector<float>> gradients(const Ids& ids) {
     const MicroBatch batch = all_tokens_of({&ids, 1});
@@ -150,6 +169,19 @@ class CudaBf16 : public testing::TestWithParam<std::string> {
   std::optional<SafetensorsFile> recorded_;
   std::vector<Ids> sequences_;
 };
+
+TEST_P(CudaBf16, LogitsAreAsExactAsPefts) {
+  std::vector<double> errors;
+  std::vector<double> decoded_errors;
+  for (const Ids& ids : sequences_) {
+    const std::vector<float> exact = exact_->logits(ids);
+    errors.push_back(relative_error(cuda_->logits(ids), exact));
+    decoded_errors.push_back(relative_error(cuda_->decoded_logits(ids), exact));
+  }
+  const double pefts = root_mean_square(recorded_->floats("logit_errors"));
+  EXPECT_LT(root_mean_square(errors) / pefts, kChanceOf64) << "PEFT is off by " << pefts;
+  EXPECT_LT(root_mean_square(decoded_errors) / pefts, kChanceOf64) << "PEFT is off by " << pefts;
+}
 
 TEST_P(CudaBf16, GradientsAreAsExactAsPefts) {
   std::map<std::string, std::vector<double>> errors;

@@ -134,17 +134,13 @@ class CudaModel : public testing::TestWithParam<Setting> {
   test::TemporaryFolder temporary_;
 };
 
-// What PEFT recorded from f32 weights; from bf16 ones, what the CPU computes in f32. How exact
-// gradients are in bf16 is for models_bf16_cuda_test.cpp.
+// From f32 weights. How exact all this is in bf16 is for models_bf16_cuda_test.cpp.
 TEST_P(CudaModel, GivesPeftsLogitsAndGradients) {
+  if (narrow()) {
+    GTEST_SKIP() << "recorded from f32 weights";
+  }
   const Outputs cuda = outputs("cuda");
   const SafetensorsFile recorded(golden() / "golden.safetensors");
-  if (narrow()) {
-    // bf16 keeps 8 bits of each of the few dozen roundings on the way.
-    const Outputs cpu = outputs("cpu");
-    EXPECT_LT(relative_difference(cuda.logits, cpu.logits), 5e-2);
-    return;
-  }
   EXPECT_LT(relative_difference(cuda.logits, recorded.floats("logits.adapter.0")), 1e-4);
   for (const auto& [name, gradient] : cuda.gradients) {
     EXPECT_LT(relative_difference(gradient, recorded.floats("gradient." + name)), 1e-4) << name;

@@ -58,6 +58,12 @@ class Model:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
+    @torch.no_grad()
+    def logits(self, ids):
+        """[T, V] of one sequence."""
+        with torch.autocast(self.device, torch.bfloat16) if self.autocast else contextlib.nullcontext():
+            return self.model(input_ids=ids[None].to(self.device, torch.int64)).logits[0].double().cpu()
+
     def gradients(self, ids):
         self.model.zero_grad()
         self.loss(ids[None]).backward()
@@ -92,6 +98,12 @@ def gradient_errors(model, sequences, exact):
     return {name: torch.stack(values) for name, values in errors.items()}
 
 
+def logit_errors(model, sequences, exact):
+    """[S]: the Frobenius norm of the logits' error over that of the logits."""
+    return torch.stack([(model.logits(ids) - reference).norm() / reference.norm()
+                        for ids, reference in zip(sequences, exact)])
+
+
 def root_mean_square(values):
     return float(values.square().mean().sqrt())
 
@@ -102,6 +114,7 @@ def record(folder, device):
     runs = sequences.view(RUNS, SEQUENCES // RUNS, LENGTH)
     reference = Model(folder, "exact", "cpu")
     exact = [reference.gradients(ids) for ids in sequences]
+    exact_logits = [reference.logits(ids) for ids in sequences]
     exact_losses = torch.stack([reference.train(run) for run in runs])
 
     print(f"{folder.name}: error of a gradient over its norm, root mean square of {SEQUENCES} sequences; "
@@ -111,11 +124,13 @@ def record(folder, device):
     for way in WAYS:
         model = Model(folder, way, device)
         errors[way] = gradient_errors(model, sequences, exact)
+        logits = logit_errors(model, sequences, exact_logits)
         differences = torch.stack([model.train(run) for run in runs]) / exact_losses - 1
         if way == RECORDED:
             out |= {f"error.{name}": values.float() for name, values in errors[way].items()}
+            out["logit_errors"] = logits.float()
             out["loss_differences"] = differences.float()
-        print(f"  {way:<9} loss {differences.abs().max():.1e}, root mean square {root_mean_square(differences):.1e}")
+        print(f"  {way:<9} logits {root_mean_square(logits):.1e}, largest {logits.max():.1e}; loss {differences.abs().max():.1e}, root mean square {root_mean_square(differences):.1e}")
     print(f"  {'':<44}" + "".join(f"{way:>10}" for way in WAYS))
     for name in errors[RECORDED]:
         print(f"  {name:<44}" + "".join(f"{root_mean_square(errors[way][name]):10.4f}" for way in WAYS))
