@@ -35,24 +35,32 @@ Timing measure(const std::function<void()>& call, const MeasureOptions& options)
 
 std::vector<Timing> measure_interleaved(std::span<const std::function<void()>> calls,
                                         const MeasureOptions& options) {
-  for (int i = 0; i < options.warm_up_calls; ++i) {
-    for (const std::function<void()>& call : calls) {
+  const auto warm_up = [&](const std::function<void()>& call) {
+    for (int i = 0; i < options.warm_up_calls; ++i) {
       call();
     }
+  };
+  if (options.samples_of_turn == 1) {
+    std::ranges::for_each(calls, warm_up);
   }
   std::vector<Timing> timings(calls.size());
   std::vector<double> totals(calls.size(), 0.0);
-  for (int sample = 0;; ++sample) {
+  for (int samples = 0;; samples += options.samples_of_turn) {
     const double least = *std::min_element(totals.begin(), totals.end());
     const double most = *std::max_element(totals.begin(), totals.end());
-    const bool enough = sample >= options.minimum_samples && least >= options.minimum_seconds;
-    if (enough || (sample >= options.fewest_samples && most >= options.maximum_seconds)) {
+    const bool enough = samples >= options.minimum_samples && least >= options.minimum_seconds;
+    if (enough || (samples >= options.fewest_samples && most >= options.maximum_seconds)) {
       return timings;
     }
     for (size_t i = 0; i < calls.size(); ++i) {
-      const double seconds = timed(calls[i]);
-      timings[i].seconds.push_back(seconds);
-      totals[i] += seconds;
+      if (options.samples_of_turn > 1) {
+        warm_up(calls[i]);
+      }
+      for (int k = 0; k < options.samples_of_turn; ++k) {
+        const double seconds = timed(calls[i]);
+        timings[i].seconds.push_back(seconds);
+        totals[i] += seconds;
+      }
     }
   }
 }

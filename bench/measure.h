@@ -17,6 +17,9 @@ struct MeasureOptions {
   double maximum_seconds = 20.0;  // of one candidate, where fewest_samples allow it
   int fewest_samples = 3;
   int warm_up_calls = 2;
+  // Candidates take turns of so many samples. Turns of more than one begin with the warm-up calls
+  // again: a pool of threads has fallen asleep while another candidate had its turn.
+  int samples_of_turn = 1;
 };
 
 struct Timing {

@@ -287,6 +287,10 @@ Json run_scaling(const Devices& one, const Devices& all, const SuiteOptions& opt
     const std::vector<std::function<void()>> calls = {with_one.call, with_all.call};
     MeasureOptions options_of_case = options_for(all.exact, c);
     options_of_case.minimum_seconds = 0;  // two medians to compare, not a published time
+    if (!c.heavy) {
+      options_of_case.minimum_samples = 100;
+      options_of_case.samples_of_turn = 20;
+    }
     const std::vector<Timing> timings = measure_interleaved(calls, options_of_case);
     out << fmt::format("{:<46} {:>11.1f} {:>11.1f} {:>8.2f}", c.name, timings[0].median() * 1e6,
                        timings[1].median() * 1e6, timings[0].median() / timings[1].median())

@@ -29,16 +29,16 @@ TEST_P(Conformance, MatmulAtMediumPrecisionRoundsWhatMeetsBf16Weights) {
     GTEST_SKIP() << "activations are as the case says";
   }
   take_matmul_precision(MatmulPrecision::medium);
-  constexpr int64_t kFewRows = 8;  // are multiplied as they are
+  constexpr int64_t kFewRows = 16;  // are multiplied as they are
   // Odd sizes, around the border of few rows, more than a block of depth, and several blocks of a
   // library's product.
   constexpr std::array<reference::MatmulSize, 15> kShapes = {{{0, 5, 3},
                                                               {10, 0, 3},
                                                               {10, 5, 0},
                                                               {1, 131, 67},
-                                                              {8, 33, 65},
-                                                              {9, 1, 1},
-                                                              {9, 33, 65},
+                                                              {16, 33, 65},
+                                                              {17, 1, 1},
+                                                              {17, 33, 65},
                                                               {17, 97, 53},
                                                               {131, 67, 96},
                                                               {29, 131, 1031},

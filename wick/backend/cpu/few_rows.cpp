@@ -11,6 +11,7 @@
 
 #if HWY_ONCE
 
+#include <array>
 #include <vector>
 
 #include "wick/backend/cpu/lora.h"
@@ -79,22 +80,20 @@ void shrink(const Tensor& x, const RankTask& task) {
 }
 
 void multiply_columns(const Tensor& x, bool accumulate, const ColumnTask& task) {
-  const Tensor& y = task.term->y;
-  with_elements(task.term->weight, [&](const auto* weights) {
-    multiply({x.data<float>(), task.bias, x.rows(), y.columns(), x.columns(), task.begin, task.end,
-              accumulate, y.data<float>()},
-             weights);
-  });
-  if (task.term->adapters.empty()) {
-    return;
-  }
-  const Tensor& s = task.term->s;
-  for (int64_t t = 0; t < x.rows(); ++t) {
-    if (const LoraFactors* adapter = adapter_of(*task.term, t)) {
-      lora_expand_row(s.data<float>() + t * s.columns(), *adapter, task.begin, task.end,
-                      y.data<float>() + t * y.columns());
+  const LinearTerm& term = *task.term;
+  const bool adapted = !term.adapters.empty();
+  std::array<RowAdapter, kFewRows> adapters{};
+  for (int64_t t = 0; adapted && t < x.rows(); ++t) {
+    if (const LoraFactors* adapter = adapter_of(term, t)) {
+      adapters[t] = {adapter->b.data<float>(), term.s.data<float>() + t * term.s.columns(),
+                     adapter->a.rows(), adapter->scaling};
     }
   }
+  with_elements(term.weight, [&](const auto* weights) {
+    multiply({x.data<float>(), task.bias, x.rows(), term.y.columns(), x.columns(), task.begin,
+              task.end, accumulate, term.y.data<float>(), adapted ? adapters.data() : nullptr},
+             weights);
+  });
 }
 
 template <class Task, class Body>

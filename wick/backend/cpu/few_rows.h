@@ -9,7 +9,7 @@
 
 namespace wick::cpu {
 
-constexpr int64_t kFewRows = 8;
+constexpr int64_t kFewRows = 16;
 
 // c = a b^T (+ c) (+ bias), a [M, K] with at most kFewRows rows.
 void multiply_few_rows(const Context& context, const Tensor& a, const Tensor& b,

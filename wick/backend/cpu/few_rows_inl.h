@@ -10,6 +10,7 @@
 #endif
 // clang-format on
 
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include "wick/backend/cpu/few_rows.h"
@@ -19,6 +20,14 @@
 #define WICK_BACKEND_CPU_FEW_ROWS_SHARED_
 namespace wick::cpu {
 
+// The adapter of a row: its change to the output is scaling s B^T.
+struct RowAdapter {
+  const float* b;  // [N, R]; null: the row has none
+  const float* s;  // [R]
+  int64_t R;
+  float scaling;
+};
+
 // At most kFewRows rows.
 struct FewRowsProduct {
   const float* a;      // [M, K]
@@ -27,6 +36,7 @@ struct FewRowsProduct {
   int64_t begin, end;  // columns of c, which are rows of b
   bool accumulate;
   float* c;
+  const RowAdapter* adapters;  // [M], or null
 };
 
 }  // namespace wick::cpu
@@ -87,10 +97,40 @@ HWY_INLINE void dot_piece(const float* a, int64_t stride, const Weight* b, int64
   }
 }
 
+// Adds scaling s . B[n] to the sum of a row and a column: a rank of 16 is one more vector of the
+// dot product.
+HWY_INLINE VF add_adapter(const RowAdapter& adapter, int64_t n, VF sum) {
+  const DF d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const VF scale = hn::Set(d, adapter.scaling);
+  const float* b = adapter.b + n * adapter.R;
+  int64_t r = 0;
+  for (; r + lanes <= adapter.R; r += lanes) {
+    const VF s = hn::Mul(scale, hn::LoadU(d, adapter.s + r));
+    sum = hn::MulAdd(s, hn::LoadU(d, b + r), sum);
+  }
+  if (r < adapter.R) {
+    const size_t rest = adapter.R - r;
+    const VF s = hn::Mul(scale, load_part(d, adapter.s + r, rest));
+    sum = hn::MulAdd(s, load_part(d, b + r, rest), sum);
+  }
+  return sum;
+}
+
+template <class Weight>
+HWY_INLINE void prefetch(const Weight* from, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(Weight);
+  for (int64_t i = 0; i < count; i += kLine) {
+    hwy::Prefetch(from + i);
+  }
+}
+
 template <class Weight>
 HWY_INLINE void multiply_few_rows(const FewRowsProduct& p, const Weight* b) {
-  // Pieces of all rows of a stay in the first cache.
-  const int64_t piece = p.M == 1 ? p.K : 512;
+  // Whole rows of b are one stream, which the memory foresees. Where the rows of a would not stay
+  // in the first cache, pieces of them do, and the pieces of the next rows of b are asked for.
+  constexpr int64_t kCached = 4096;
+  const int64_t piece = p.M == 1 || p.M * p.K <= kCached ? p.K : 256;
   VF sums[4][kFewRows];
   for (int64_t n = p.begin; n < p.end; n += 4) {
     const int64_t columns = HWY_MIN(4, p.end - n);
@@ -104,6 +144,9 @@ HWY_INLINE void multiply_few_rows(const FewRowsProduct& p, const Weight* b) {
       for (int64_t j = 0; j < columns; ++j) {
         const float* left = p.a + k;
         const Weight* right = b + (n + j) * p.K + k;
+        if (piece < p.K && n + 4 + j < p.N) {
+          prefetch(right + 4 * p.K, depth);
+        }
         int64_t m = 0;
         for (; m + 4 <= p.M; m += 4) {
           dot_piece<4>(left + m * p.K, p.K, right, depth, sums[j] + m);
@@ -114,6 +157,11 @@ HWY_INLINE void multiply_few_rows(const FewRowsProduct& p, const Weight* b) {
         if (m < p.M) {
           dot_piece<1>(left + m * p.K, p.K, right, depth, sums[j] + m);
         }
+      }
+    }
+    for (int64_t m = 0; p.adapters != nullptr && m < p.M; ++m) {
+      for (int64_t j = 0; p.adapters[m].b != nullptr && j < columns; ++j) {
+        sums[j][m] = add_adapter(p.adapters[m], n + j, sums[j][m]);
       }
     }
     for (int64_t m = 0; m < p.M; ++m) {

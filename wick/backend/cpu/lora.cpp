@@ -162,13 +162,6 @@ void lora_shrink(const float* x, int64_t rows, const LoraFactors& adapter, int64
    {in, end - begin, in, 1.0F}, s + begin);
 }
 
-void lora_expand_row(const float* s, const LoraFactors& adapter, int64_t begin, int64_t end,
-                     float* y) {
-  const int64_t R = adapter.a.rows();
-  HWY_DYNAMIC_DISPATCH(ExpandOneRow)
-  (s, adapter.b.data<float>() + begin * R, {end - begin, R, R, adapter.scaling}, y + begin);
-}
-
 void lora_backward(const Context& context, const Tensor& x, const Tensor& s, const Tensor& dy,
                    const LoraFactors& adapter, const Tensor& ds, const Tensor& da, const Tensor& db,
                    const Tensor& dx) {
