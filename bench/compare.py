@@ -147,7 +147,8 @@ def add_samples(case, side, results, arguments):
     # A few long samples say as much as many short ones.
     if "unavailable" in result or (case["heavy"] and sum(result["seconds"]) > arguments.heavy_seconds):
         return
-    time.sleep(0.02)  # lets the spinning threads of the side before this one fall asleep
+    # Lets the spinning threads of the side before this one fall asleep; OpenBLAS's take 2^26 cycles.
+    time.sleep(0.1)
     answer = side.ask(request_of(case, arguments))
     if "unavailable" in answer:
         results[side.key] = {"unavailable": answer["unavailable"]}

@@ -22,13 +22,18 @@ namespace {
 
 thread_local bool inside_task = false;
 
-// True as soon as `ready` holds within the time a futex sleep and wake would cost anyway. Where the
-// system has put two threads of the pool on one core, yielding lets the one run that has work.
-template <class Ready>
-bool spin_for(Ready ready) {
-  using Clock = std::chrono::steady_clock;
-  const Clock::time_point until = Clock::now() + std::chrono::microseconds(20);
-  do {
+using Clock = std::chrono::steady_clock;
+
+// What a futex sleep and wake would cost anyway.
+constexpr auto kSpin = std::chrono::microseconds(20);
+// The longest wait for the end of a run that has no task left to give.
+constexpr auto kSpinBesideARun = std::chrono::microseconds(500);
+
+// True as soon as `ready` holds, false once `until(now)` has passed. Where the system has put two
+// threads of the pool on one core, yielding lets the one run that has work.
+template <class Ready, class Until>
+bool spin(Ready ready, Until until) {
+  for (;;) {
     for (int i = 0; i < 32; ++i) {
       if (ready()) {
         return true;
@@ -40,8 +45,11 @@ bool spin_for(Ready ready) {
 #endif
     }
     std::this_thread::yield();
-  } while (Clock::now() < until);
-  return false;
+    const Clock::time_point now = Clock::now();
+    if (now >= until(now)) {
+      return false;
+    }
+  }
 }
 
 }  // namespace
@@ -187,11 +195,28 @@ struct ThreadPool::State {
     }
   }
 
+  // A worker that has come too late for a run waits for its end too. Else it would be asleep again
+  // when the next one begins, and come too late for that: of calls as short as a wake-up, one after
+  // the other, the caller would do all alone.
+  template <class Ready>
+  bool spin_for_run(Ready ready) const {
+    const Clock::time_point last = Clock::now() + kSpinBesideARun;
+    Clock::time_point until = Clock::now() + kSpin;
+    return spin(ready, [&](Clock::time_point now) {
+      const bool running =
+          finished.load(std::memory_order_acquire) < count.load(std::memory_order_acquire);
+      if (running && now < last) {
+        until = now + kSpin;
+      }
+      return until;
+    });
+  }
+
   void worker_loop(size_t thread) {
     uint64_t seen = 0;
     for (;;) {
       const auto ready = [&] { return run_number() != seen || stop; };
-      if (!spin_for(ready)) {
+      if (!spin_for_run(ready)) {
         std::unique_lock lock(mutex);
         wake.wait(lock, ready);
       }
@@ -244,7 +269,8 @@ void ThreadPool::run(int64_t count, const std::function<void(int64_t)>& task) {
   s.wake.notify_all();
   s.work(0);
   const auto all_finished = [&] { return s.finished.load(std::memory_order_acquire) == count; };
-  if (!spin_for(all_finished)) {
+  const Clock::time_point until = Clock::now() + kSpin;
+  if (!spin(all_finished, [&](Clock::time_point) { return until; })) {
     std::unique_lock lock(s.mutex);
     s.done.wait(lock, all_finished);
   }

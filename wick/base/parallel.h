@@ -3,11 +3,11 @@
 // `run(count, task)` calls task(i) once for each i in [0, count); the caller works too. A thread
 // begins with its own share, the same in every run of that count, for what its cache still holds;
 // then it helps others. So a task must own its outputs: results then do not depend on the number of
-// threads. A waiting thread spins at most some 20 us and then blocks, so a busy machine is not
-// burnt; and a run waits for its tasks, not for threads that the system has not scheduled. Where
-// there are cores enough, the pool's own threads keep off the core that the caller runs on (Linux);
-// the caller itself is left where it is. One `run` at a time; a `run` inside a task executes
-// serially in that thread.
+// threads. A waiting thread spins at most some 20 us after a run, and then blocks, so a busy
+// machine is not burnt; and a run waits for its tasks, not for threads that the system has not
+// scheduled. Where there are cores enough, the pool's own threads keep off the core that the caller
+// runs on (Linux); the caller itself is left where it is. One `run` at a time; a `run` inside a
+// task executes serially in that thread.
 #pragma once
 
 #include <cstdint>
