@@ -26,7 +26,7 @@ INSTANTIATE_TEST_SUITE_P(, Conformance, ::testing::ValuesIn(test::conformance_ca
 // the tolerance is that of f32. A GPU's bf16 cases test the same.
 TEST_P(Conformance, MatmulAtMediumPrecisionRoundsWhatMeetsBf16Weights) {
   if (GetParam().device != "cpu") {
-    GTEST_SKIP() << "activations are as the case says";
+    GTEST_SKIP() << "a choice of the CPU alone; a GPU's bf16 cases are in backend_test";
   }
   take_matmul_precision(MatmulPrecision::medium);
   constexpr int64_t kFewRows = 16;  // are multiplied as they are
@@ -88,7 +88,7 @@ TEST_P(Conformance, MatmulAtMediumPrecisionRoundsWhatMeetsBf16Weights) {
 
 TEST_P(Conformance, MatmulAtMediumPrecisionKeepsWhatIsNoNumber) {
   if (GetParam().device != "cpu") {
-    GTEST_SKIP() << "activations are as the case says";
+    GTEST_SKIP() << "a choice of the CPU alone; a GPU's bf16 cases are in backend_test";
   }
   take_matmul_precision(MatmulPrecision::medium);
   constexpr int64_t M = 19;

@@ -1,11 +1,12 @@
 // Adapters written here load in PEFT itself, whole, and give the same logits there. Runs where
-// `python3` (or the program that the environment variable WICK_PYTHON names) has torch and peft.
+// the Python of support/python.h has torch and peft: ./run peft sees to it.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
 
 #include "tests/support/golden.h"
 #include "tests/support/host_tensor.h"
+#include "tests/support/python.h"
 #include "tests/support/test_data.h"
 #include "wick/backend/registry.h"
 #include "wick/io/npy.h"
@@ -16,11 +17,6 @@
 
 namespace wick {
 namespace {
-
-std::string python() {
-  const char* set = std::getenv("WICK_PYTHON");
-  return set == nullptr ? "python3" : set;
-}
 
 // One of each kind of config that is written.
 AdapterConfig config_of(const std::string& family) {
@@ -74,11 +70,12 @@ std::string write_case(const std::string& family, const std::filesystem::path& f
 }
 
 TEST(LoraPython, AdaptersWrittenHereWorkInPeft) {
-  if (std::system((python() + " -c 'import torch, transformers, peft' 2>/dev/null").c_str()) != 0) {
-    GTEST_SKIP() << python() << " has no torch, transformers and peft";
+  if (!test::python_has("torch, transformers, peft")) {
+    GTEST_SKIP() << test::python()
+                 << " lacks one of torch, transformers, peft: ./run peft installs them";
   }
   const test::TemporaryFolder folder;
-  std::string command = python() + " '" WICK_SOURCE_DIR "/tools/check_peft.py'";
+  std::string command = test::python() + " '" WICK_SOURCE_DIR "/tools/check_peft.py'";
   for (const std::string& family : test::kGoldenFamilies) {
     command += write_case(family, folder.path());
   }

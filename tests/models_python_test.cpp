@@ -1,11 +1,12 @@
 // Folders that transformers writes open here with its logits, for every setting that changes what
-// is computed; saved again here, they open there with the same ones. Runs where `python3` (or the
-// program that the environment variable WICK_PYTHON names) has torch and transformers.
+// is computed; saved again here, they open there with the same ones. Runs where the Python of
+// support/python.h has torch and transformers: ./run peft sees to it.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
 
 #include "tests/support/host_tensor.h"
+#include "tests/support/python.h"
 #include "tests/support/test_data.h"
 #include "wick/backend/registry.h"
 #include "wick/base/file.h"
@@ -15,15 +16,10 @@
 namespace wick {
 namespace {
 
-std::string python() {
-  const char* set = std::getenv("WICK_PYTHON");
-  return set == nullptr ? "python3" : set;
-}
-
 int check_models(const char* verb, const std::filesystem::path& folder) {
-  return std::system((python() + " '" WICK_SOURCE_DIR "/tools/check_models.py' " + verb + " '" +
-                      folder.string() + "' > '" + (folder / (verb + std::string(".log"))).string() +
-                      "' 2>&1")
+  return std::system((test::python() + " '" WICK_SOURCE_DIR "/tools/check_models.py' " + verb +
+                      " '" + folder.string() + "' > '" +
+                      (folder / (verb + std::string(".log"))).string() + "' 2>&1")
                          .c_str());
 }
 
@@ -37,8 +33,8 @@ std::vector<int32_t> fixed_ids() {
 }
 
 TEST(ModelsPython, FoldersGoBothWays) {
-  if (std::system((python() + " -c 'import torch, transformers' 2>/dev/null").c_str()) != 0) {
-    GTEST_SKIP() << python() << " has no torch and transformers";
+  if (!test::python_has("torch, transformers")) {
+    GTEST_SKIP() << test::python() << " lacks one of torch, transformers: ./run peft installs them";
   }
   const test::TemporaryFolder folder;
   ASSERT_EQ(check_models("write", folder.path()), 0);

@@ -89,12 +89,7 @@ class TrainAhead : public testing::Test {
  protected:
   TrainAhead() {
     test::write_tiny_model(model_, "llama", 1);
-    std::string lines;
-    for (const char* word : {"red", "green", "blue", "black", "white", "pink", "grey", "brown",
-                             "violet", "orange", "teal", "gold", "silver"}) {
-      lines += fmt::format("{{\"prompt\": \"{}:\", \"completion\": \" {}!\"}}\n", word, word);
-    }
-    write_text_atomically(data_, lines);
+    write_text_atomically(data_, test::tiny_records());
   }
   TrainOptions options(const std::string& output) const {
     TrainOptions options;

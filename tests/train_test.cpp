@@ -49,12 +49,7 @@ class TrainTest : public testing::Test {
     model_ = folder_.path() / "model";
     test::write_tiny_model(model_, "llama", 1);
     data_ = folder_.path() / "data.jsonl";
-    std::string lines;
-    for (const char* word : {"red", "green", "blue", "black", "white", "pink", "grey", "brown",
-                             "violet", "orange", "teal", "gold", "silver"}) {
-      lines += fmt::format("{{\"prompt\": \"{}:\", \"completion\": \" {}!\"}}\n", word, word);
-    }
-    write_text_atomically(data_, lines);
+    write_text_atomically(data_, test::tiny_records());
   }
 
   TrainOptions options(const std::string& output) const {

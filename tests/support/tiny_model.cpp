@@ -1,6 +1,8 @@
 // Writes the files of a tiny model.
 #include "tests/support/tiny_model.h"
 
+#include <fmt/format.h>
+
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <vector>
@@ -212,6 +214,15 @@ std::filesystem::path write_tiny_model(const std::filesystem::path& folder,
   options.family = family;
   options.seed = seed;
   return write_tiny_model(folder, options);
+}
+
+std::string tiny_records() {
+  std::string lines;
+  for (const char* word : {"red", "green", "blue", "black", "white", "pink", "grey", "brown",
+                           "violet", "orange", "teal", "gold", "silver"}) {
+    lines += fmt::format("{{\"prompt\": \"{}:\", \"completion\": \" {}!\"}}\n", word, word);
+  }
+  return lines;
 }
 
 }  // namespace wick::test

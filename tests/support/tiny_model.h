@@ -40,4 +40,7 @@ std::filesystem::path write_tiny_model(const std::filesystem::path& folder,
 std::filesystem::path write_tiny_model(const std::filesystem::path& folder,
                                        const std::string& family, uint64_t seed);
 
+// Thirteen short prompts with their completions, one JSON record a line.
+std::string tiny_records();
+
 }  // namespace wick::test

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "wick/backend/cuda/attention.h"
+#include "wick/backend/cuda/elements.cuh"
 
 namespace wick::cuda {
 
@@ -47,7 +48,7 @@ inline void check_head_size(int D) {
 }
 
 inline int divide_up(int64_t dividend, int64_t divisor) {
-  return static_cast<int>((dividend + divisor - 1) / divisor);
+  return static_cast<int>(ceil_div(dividend, divisor));
 }
 
 // Lets a kernel take more than 48 KB of shared memory a block.

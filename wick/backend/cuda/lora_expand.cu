@@ -307,7 +307,7 @@ void launch(const Context& context, std::span<const TileExpand> terms) {
   const dim3 grid(columns, runs, static_cast<unsigned>(terms.size()));
   const auto kernel = expand<TILES, COLLECT, EXPAND>;
   if (args.parts != nullptr) {
-    launch_dependent(context, kernel, grid, kTileThreads, shared, group_of(terms));
+    launch_early(context, true, kernel, grid, kTileThreads, shared, group_of(terms));
   } else {
     kernel<<<grid, kTileThreads, shared, context.stream>>>(group_of(terms));
   }
@@ -329,7 +329,7 @@ template <int TILES>
 void launch_add(const Context& context, const TileExpand& args) {
   const int64_t threads = args.rows * 2 * TILES;
   const auto grid = static_cast<unsigned>((threads + kTileThreads - 1) / kTileThreads);
-  launch_dependent(context, add_in_order<TILES>, grid, kTileThreads, 0, args);
+  launch_early(context, true, add_in_order<TILES>, grid, kTileThreads, 0, args);
   check_launch("lora_add_parts");
 }
 

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "wick/backend/cuda/dependent.cuh"
+#include "wick/backend/cuda/early_launch.cuh"
 
 namespace wick::cuda {
 namespace {
@@ -81,7 +81,7 @@ void add_partials(const Context& context, const PartialSums& a, const PartialSum
                                 static_cast<int64_t>(b.channels) * b.stride);
   const dim3 grid(static_cast<unsigned>((most + kBlockValues - 1) / kBlockValues), 2);
   if (grid.x > 0) {
-    launch_dependent(context, add_in_order, grid, kThreads, 0, a, b);
+    launch_early(context, true, add_in_order, grid, kThreads, 0, a, b);
     check_launch("add_partials");
   }
 }

@@ -239,7 +239,7 @@ void launch(const Context& context, std::span<const TileShrink> terms) {
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
                "lora shrink");
   }
-  launch_dependent(context, shrink<TILES, COLLECT>, grid, kTileThreads, kShared, group_of(terms));
+  launch_early(context, true, shrink<TILES, COLLECT>, grid, kTileThreads, kShared, group_of(terms));
   check_launch("lora_shrink");
 }
 

@@ -1,7 +1,7 @@
 // What the two tensor core kernels of LoRA do alike: loads into operands, and sums over rows.
 #pragma once
 
-#include "wick/backend/cuda/dependent.cuh"
+#include "wick/backend/cuda/early_launch.cuh"
 #include "wick/backend/cuda/elements.cuh"
 #include "wick/backend/cuda/lora_tiles.cuh"
 #include "wick/backend/cuda/tensor_core.cuh"
