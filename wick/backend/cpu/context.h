@@ -29,6 +29,9 @@ inline int64_t rows_of(int64_t work, int64_t columns) {
   return std::max<int64_t>(1, work / std::max<int64_t>(1, columns));
 }
 
+// Multiply-adds below which a second thread costs more than it saves.
+constexpr int64_t kSerialProducts = 150'000;
+
 // Elements of a task of an element-wise or row-wise kernel: all of them while a second thread would
 // cost more than it saves.
 constexpr int64_t kElementsOfTask = 16384;

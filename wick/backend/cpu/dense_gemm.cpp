@@ -40,7 +40,6 @@ struct Cutting {
 // eight tasks can share the work.
 template <class Product>
 Cutting cut(const Product& p) {
-  constexpr int64_t kSerialProducts = 150'000;  // below, a second thread costs more than it saves
   constexpr int64_t kWantedTasks = 8;
   if (p.M * p.N * p.K < kSerialProducts) {
     return {p.M, p.N};

@@ -35,8 +35,6 @@ void multiply(const FewRowsProduct& p, const F16* b) {
   HWY_DYNAMIC_DISPATCH(MultiplyFewRowsF16)(p, b);
 }
 
-constexpr int64_t kSerialProducts = 150'000;  // below, a second thread costs more than it saves
-
 // Columns [begin, end) of the output of one layer.
 struct ColumnTask {
   const LinearTerm* term;

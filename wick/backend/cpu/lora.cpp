@@ -30,8 +30,6 @@ HWY_EXPORT(Transpose);
 
 namespace {
 
-constexpr int64_t kSerialProducts = 150'000;  // below, a second thread costs more than it saves
-
 // Rows of a task: all of them when there is little to do.
 int64_t task_rows(int64_t T, int64_t products_of_a_row) {
   const bool serial = T * products_of_a_row < kSerialProducts;

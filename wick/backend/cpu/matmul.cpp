@@ -54,8 +54,6 @@ void pack_right(const F16* b, int64_t stride, bool transposed, int64_t columns, 
   HWY_DYNAMIC_DISPATCH(PackRightF16)(b, stride, transposed, columns, depth, to);
 }
 
-constexpr int64_t kSerialProducts = 150'000;  // below, a second thread costs more than it saves
-
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
