@@ -207,7 +207,7 @@ struct LoraShape {
 };
 
 // The last are of many rows, which a back end may do otherwise.
-constexpr std::array<LoraShape, 13> kLoraShapes = {{{0, 8, 8, 4},
+constexpr std::array<LoraShape, 14> kLoraShapes = {{{0, 8, 8, 4},
                                                     {1, 1, 1, 1},
                                                     {1, 67, 131, 8},
                                                     {3, 131, 67, 3},
@@ -219,7 +219,8 @@ constexpr std::array<LoraShape, 13> kLoraShapes = {{{0, 8, 8, 4},
                                                     {5, 70, 40, 64},
                                                     {150, 136, 392, 12},
                                                     {260, 528, 72, 8},
-                                                    {333, 40, 280, 100}}};
+                                                    {333, 40, 280, 100},
+                                                    {517, 70, 133, 16}}};
 
 TEST_P(Conformance, LoraForwardOfOneAdapter) {
   for (const auto [T, in, out, R] : kLoraShapes) {

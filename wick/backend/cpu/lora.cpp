@@ -4,6 +4,7 @@
 //   collect g[r,n] += scale sum_t s[t,r] x[t,n]      the gradients of A and of B
 #include "wick/backend/cpu/lora.h"
 
+#include "wick/backend/cpu/matmul.h"
 #include "wick/backend/cpu/packed_by_thread.h"
 #include "wick/backend/cpu/simd_targets.h"
 
@@ -162,70 +163,186 @@ void lora_shrink(const float* x, int64_t rows, const LoraFactors& adapter, int64
    {in, end - begin, in, 1.0F}, s + begin);
 }
 
+namespace {
+
+struct BackwardCall {
+  const Tensor &x, &s, &dy;
+  const LoraFactors& adapter;
+  const Tensor &ds, &da, &db, &dx;
+
+  int64_t T() const { return x.rows(); }
+  int64_t in() const { return x.columns(); }
+  int64_t out() const { return dy.columns(); }
+  int64_t R() const { return adapter.a.rows(); }
+  // Of B transposed and of its gradient: a little longer than a row, so that the rows do not fall
+  // into one set of the first cache.
+  int64_t stride() const { return out() + 16; }
+};
+
+// What a thread reads of the adapter.
+class PackedFactors {
+ public:
+  PackedFactors(const Context& context, const BackwardCall& call, int64_t tasks)
+      : b_(context, tasks, call.R() * call.stride(),
+           [&call](float* to) {
+             HWY_DYNAMIC_DISPATCH(Transpose)
+             (call.adapter.b.data<float>(), call.R(), call.out(), call.R(), to, call.stride());
+           }),
+        a_(context, tasks, call.dx ? padded(call.in()) * call.R() : 0, [&call](float* to) {
+          pack_panels(call.adapter.a.data<float>(), Stored::rank_first, call.in(), call.R(), to);
+        }) {}
+
+  const float* b_transposed(int thread) { return b_.of(thread); }
+  const float* a_panels(int thread) { return a_.of(thread); }
+
+ private:
+  PackedByThread b_, a_;
+};
+
+// ds = scaling dy B, and dx += ds A, of rows [begin, end).
+void backward_of_rows(const BackwardCall& call, PackedFactors& factors, int64_t begin, int64_t end,
+                      int thread) {
+  const int64_t R = call.R();
+  SkinnyRows rows{nullptr, end - begin, call.out(), R};
+  float* ds_rows = call.ds.data<float>() + begin * R;
+  HWY_DYNAMIC_DISPATCH(Shrink)
+  (call.dy.data<float>() + begin * call.out(), factors.b_transposed(thread), rows,
+   {call.out(), R, call.stride(), call.adapter.scaling}, ds_rows);
+  if (call.dx) {
+    const int64_t in = call.in();
+    rows.wide_stride = in;
+    HWY_DYNAMIC_DISPATCH(Expand)
+    (ds_rows, factors.a_panels(thread), rows, {in, R, in, 1.0F},
+     call.dx.data<float>() + begin * in);
+  }
+}
+
+// Columns [begin, end) of db, transposed into `sums`, changed there, and back.
+template <class Change>
+void change_db(const BackwardCall& call, int64_t begin, int64_t end, float* sums,
+               const Change& change) {
+  const int64_t R = call.R();
+  float* db = call.db.data<float>() + begin * R;
+  HWY_DYNAMIC_DISPATCH(Transpose)(db, R, end - begin, R, sums + begin, call.stride());
+  change();
+  HWY_DYNAMIC_DISPATCH(Transpose)(sums + begin, call.stride(), R, end - begin, db, R);
+}
+
+// Calls of_a(begin, end) and of_b(begin, end) for the columns of A and of B, in one run.
+template <class OfA, class OfB>
+void for_columns(const Context& context, const BackwardCall& call, int64_t columns, const OfA& of_a,
+                 const OfB& of_b) {
+  const int64_t a_tasks = ceil_div(call.in(), columns);
+  context.pool.run(a_tasks + ceil_div(call.out(), columns), [&](int64_t task) {
+    const bool first = task < a_tasks;
+    const int64_t begin = (first ? task : task - a_tasks) * columns;
+    if (first) {
+      of_a(begin, std::min(call.in(), begin + columns));
+    } else {
+      of_b(begin, std::min(call.out(), begin + columns));
+    }
+  });
+}
+
+// Of few rows: first all rows, then the gradients of A and B by columns.
+void backward_by_columns(const Context& context, const BackwardCall& call) {
+  const int64_t T = call.T();
+  const int64_t in = call.in();
+  const int64_t out = call.out();
+  const int64_t R = call.R();
+  const int64_t rows_of_task = task_rows(context, T, R * (in + out));
+  PackedFactors factors(context, call, ceil_div(T, rows_of_task));
+  for_ranges(context, T, rows_of_task, [&](int64_t begin, int64_t end, int thread) {
+    backward_of_rows(call, factors, begin, end, thread);
+  });
+  const Scratch sums(context.scratch, R * call.stride());
+  const auto collect_a = [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(Collect)
+    (call.ds.data<float>(), call.x.data<float>(), {nullptr, T, in, R}, {in, R, in, 1.0F}, begin,
+     end, call.da.data<float>());
+  };
+  const auto collect_b = [&](int64_t begin, int64_t end) {
+    change_db(call, begin, end, sums.data(), [&] {
+      HWY_DYNAMIC_DISPATCH(Collect)
+      (call.s.data<float>(), call.dy.data<float>(), {nullptr, T, out, R},
+       {out, R, call.stride(), call.adapter.scaling}, begin, end, sums.data());
+    });
+  };
+  if (T * R * (in + out) < kSerialProducts) {
+    collect_a(0, in);
+    collect_b(0, out);
+  } else {
+    for_columns(context, call, 192, collect_a, collect_b);
+  }
+}
+
+// Rows of a block that has sums of its own. They follow from the shapes, so that the bits do not
+// depend on the number of threads. 0 where the sums would be more to fetch from the other cores
+// than the rows are.
+int64_t rows_of_blocks(int64_t T, int64_t R) {
+  constexpr int64_t kLeastRows = 64;
+  constexpr int64_t kLeastBlocks = 4;
+  constexpr int64_t kMostBlocks = 16;
+  const int64_t blocks = std::min(T / std::max(kLeastRows, 3 * R), kMostBlocks);
+  return blocks >= kLeastBlocks ? ceil_div(ceil_div(T, blocks), 4) * 4 : 0;
+}
+
+// A task does all that there is to do with some rows while they are in its cache.
+void backward_by_rows(const Context& context, const BackwardCall& call, int64_t rows_of_block) {
+  constexpr int64_t kRows = 32;  // at a time: a multiple of the tiles of Shrink
+  const int64_t in = call.in();
+  const int64_t out = call.out();
+  const int64_t R = call.R();
+  const int64_t blocks = ceil_div(call.T(), rows_of_block);
+  const int64_t stride = call.stride();
+  const int64_t sums_of_block = R * (in + stride);  // da, then db transposed
+  const Scratch sums(context.scratch, blocks * sums_of_block);
+  PackedFactors factors(context, call, blocks);
+  for_ranges(context, call.T(), rows_of_block, [&](int64_t first, int64_t last, int thread) {
+    const int64_t block = first / rows_of_block;
+    float* a_sums = sums.data() + block * sums_of_block;
+    float* b_sums = a_sums + R * in;
+    for (int64_t begin = first; begin < last; begin += kRows) {
+      const int64_t end = std::min(last, begin + kRows);
+      backward_of_rows(call, factors, begin, end, thread);
+      const bool more = begin > first;
+      HWY_DYNAMIC_DISPATCH(Collect)
+      (call.ds.data<float>() + begin * R, call.x.data<float>() + begin * in,
+       {nullptr, end - begin, in, R}, {in, R, in, 1.0F, more}, 0, in, a_sums);
+      HWY_DYNAMIC_DISPATCH(Collect)
+      (call.s.data<float>() + begin * R, call.dy.data<float>() + begin * out,
+       {nullptr, end - begin, out, R}, {out, R, stride, call.adapter.scaling, more}, 0, out,
+       b_sums);
+    }
+  });
+  const Scratch db_sums(context.scratch, R * stride);
+  const auto add_all = [&](const float* from, int64_t row, int64_t begin, int64_t end, float* to) {
+    for (int64_t r = 0; r < R; ++r) {
+      add_rows(from + r * row + begin, sums_of_block, blocks, end - begin, to + r * row + begin);
+    }
+  };
+  for_columns(
+      context, call, 192,
+      [&](int64_t begin, int64_t end) {
+        add_all(sums.data(), in, begin, end, call.da.data<float>());
+      },
+      [&](int64_t begin, int64_t end) {
+        change_db(call, begin, end, db_sums.data(),
+                  [&] { add_all(sums.data() + R * in, stride, begin, end, db_sums.data()); });
+      });
+}
+
+}  // namespace
+
 void lora_backward(const Context& context, const Tensor& x, const Tensor& s, const Tensor& dy,
                    const LoraFactors& adapter, const Tensor& ds, const Tensor& da, const Tensor& db,
                    const Tensor& dx) {
-  const int64_t T = x.rows();
-  const int64_t in = x.columns();
-  const int64_t out = dy.columns();
-  const int64_t R = adapter.a.rows();
-  const float scaling = adapter.scaling;
-  const float* a = adapter.a.data<float>();
-  const float* b = adapter.b.data<float>();
-
-  // Rows of these are a little longer, so that they do not fall into one set of the first cache.
-  const int64_t stride = out + 16;
-  const int64_t rows_of_task = task_rows(context, T, R * (in + out));
-  const int64_t tasks = ceil_div(T, rows_of_task);
-  PackedByThread b_transposed(context, tasks, R * stride, [=](float* to) {
-    HWY_DYNAMIC_DISPATCH(Transpose)(b, R, out, R, to, stride);
-  });
-  PackedByThread a_panels(context, tasks, dx ? padded(in) * R : 0,
-                          [=](float* to) { pack_panels(a, Stored::rank_first, in, R, to); });
-  for_ranges(context, T, rows_of_task, [&](int64_t begin, int64_t end, int thread) {
-    SkinnyRows rows{nullptr, end - begin, out, R};
-    float* ds_rows = ds.data<float>() + begin * R;
-    HWY_DYNAMIC_DISPATCH(Shrink)
-    (dy.data<float>() + begin * out, b_transposed.of(thread), rows, {out, R, stride, scaling},
-     ds_rows);
-    if (dx) {
-      rows.wide_stride = in;
-      HWY_DYNAMIC_DISPATCH(Expand)
-      (ds_rows, a_panels.of(thread), rows, {in, R, in, 1.0F}, dx.data<float>() + begin * in);
-    }
-  });
-
-  // The gradients of A and B in one run: first the columns of A's, then those of B's (transposed).
-  const Scratch db_transposed(context.scratch, R * stride);
-  const bool serial = T * R * (in + out) < kSerialProducts;
-  const int64_t columns = serial ? std::max<int64_t>({in, out, 1}) : 192;
-  const int64_t a_tasks = ceil_div(in, columns);
-  const int64_t b_tasks = ceil_div(out, columns);
-  const auto collect = [&](int64_t task) {
-    if (task < a_tasks) {
-      const int64_t begin = task * columns;
-      HWY_DYNAMIC_DISPATCH(Collect)
-      (ds.data<float>(), x.data<float>(), {nullptr, T, in, R}, {in, R, in, 1.0F}, begin,
-       std::min(in, begin + columns), da.data<float>());
-      return;
-    }
-    const int64_t begin = (task - a_tasks) * columns;
-    const int64_t end = std::min(out, begin + columns);
-    float* sums = db_transposed.data();
-    HWY_DYNAMIC_DISPATCH(Transpose)
-    (db.data<float>() + begin * R, R, end - begin, R, sums + begin, stride);
-    HWY_DYNAMIC_DISPATCH(Collect)
-    (s.data<float>(), dy.data<float>(), {nullptr, T, out, R}, {out, R, stride, scaling}, begin, end,
-     sums);
-    HWY_DYNAMIC_DISPATCH(Transpose)
-    (sums + begin, stride, R, end - begin, db.data<float>() + begin * R, R);
-  };
-  if (serial) {
-    for (int64_t task = 0; task < a_tasks + b_tasks; ++task) {
-      collect(task);
-    }
+  const BackwardCall call{x, s, dy, adapter, ds, da, db, dx};
+  const int64_t rows_of_block = rows_of_blocks(call.T(), call.R());
+  if (rows_of_block > 0) {
+    backward_by_rows(context, call, rows_of_block);
   } else {
-    context.pool.run(a_tasks + b_tasks, collect);
+    backward_by_columns(context, call);
   }
 }
 

@@ -31,7 +31,7 @@ struct SkinnySize {
   int64_t n, R;
   int64_t stride;  // of the rows of w or of g
   float scale;
-  bool accumulate = true;  // Expand: y += instead of y =
+  bool accumulate = true;  // Expand and Collect: y += instead of y =
 };
 
 }  // namespace wick::cpu
@@ -332,9 +332,11 @@ HWY_INLINE void collect_tile(const float* s, const float* x, const SkinnyRows& r
       float* to = g + r * size.stride + j * lanes;
       const int64_t left = columns - j * lanes;
       if (left >= lanes) {
-        hn::StoreU(hn::MulAdd(scale, sum[r][j], hn::LoadU(d, to)), d, to);
+        const VF before = size.accumulate ? hn::LoadU(d, to) : hn::Zero(d);
+        hn::StoreU(hn::MulAdd(scale, sum[r][j], before), d, to);
       } else if (left > 0) {
-        store_part(d, hn::MulAdd(scale, sum[r][j], load_part(d, to, left)), to, left);
+        const VF before = size.accumulate ? load_part(d, to, left) : hn::Zero(d);
+        store_part(d, hn::MulAdd(scale, sum[r][j], before), to, left);
       }
     }
   }

@@ -284,12 +284,15 @@ void matmul(const Context& context, const Tensor& a, const Tensor& b, const Matm
   }
 }
 
+void add_rows(const float* x, int64_t stride, int64_t T, int64_t columns, float* out) {
+  HWY_DYNAMIC_DISPATCH(AddRows)(x, stride, T, columns, out);
+}
+
 void add_column_sums(const Context& context, const Tensor& x, const Tensor& out) {
   const int64_t N = x.columns();
   const int64_t columns = x.elements() < 65536 ? std::max<int64_t>(N, 1) : 256;
   for_ranges(context, N, columns, [&](int64_t begin, int64_t end) {
-    HWY_DYNAMIC_DISPATCH(AddRows)
-    (x.data<float>() + begin, N, x.rows(), end - begin, out.data<float>() + begin);
+    add_rows(x.data<float>() + begin, N, x.rows(), end - begin, out.data<float>() + begin);
   });
 }
 
