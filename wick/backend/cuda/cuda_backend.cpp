@@ -9,6 +9,7 @@
 #include "wick/backend/cuda/device.h"
 #include "wick/backend/cuda/linears_tiles.h"
 #include "wick/backend/cuda/lora.h"
+#include "wick/backend/cuda/lora_product.h"
 #include "wick/backend/cuda/loss.h"
 #include "wick/backend/cuda/readback.h"
 #include "wick/backend/cuda/recorder.h"
@@ -186,8 +187,14 @@ void CudaBackend::linears(In x, std::span<const LinearTerm> terms) {
   if (linears_in_tiles(context_, x, terms)) {
     return;
   }
-  lora_deltas(context_, x, terms);
+  std::vector<LinearTerm> others;
   for (const LinearTerm& term : terms) {
+    if (!lora_product_gains(context_, x, term) || !lora_product(context_, x, term)) {
+      others.push_back(term);
+    }
+  }
+  lora_deltas(context_, x, others);
+  for (const LinearTerm& term : others) {
     const MatmulArgs args{.accumulate = !term.adapters.empty(),
                           .bias = term.bias ? &term.bias : nullptr};
     cuda::matmul(context_, x, term.weight, args, term.y);
