@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <memory>
 #include <span>
@@ -198,6 +199,74 @@ TEST_F(LoraProduct, ServesLargeLayersOfTheBackEnd) {
   backend_->lora_forward(x, std::span(&factors, 1), Tensor(), s, y);
   expect_near(term.y, test::download(*backend_, y), "y");
   expect_near(term.s, test::download(*backend_, s), "s");
+}
+
+// dx = dy W + ds A and dx += of the same, with W [N, K]: K is the width of dx.
+TEST_F(LoraProduct, MakesTheGradientOfTheInput) {
+  const std::vector<Sizes> cases = {{256, 128, 256, 16}, {300, 200, 264, 8},  {100, 64, 520, 32},
+                                    {515, 1032, 136, 64}, {384, 576, 776, 24}, {4500, 64, 1096, 16},
+                                    {9000, 72, 264, 40}};
+  for (const auto& [T, N, K, R, biased, bias_type] : cases) {
+    for (const bool accumulate : {false, true}) {
+      SCOPED_TRACE(fmt::format("T {} N {} K {} R {} accumulate {}", T, N, K, R, accumulate));
+      Layer values({T, N, K, R});
+      const Values dy = values.random(T * N, DType::bf16, 1.0);
+      const Values ds = values.random(T * R, DType::bf16, 1.0);
+      const Values before = values.random(T * K, DType::bf16, 1.0);
+      Values dx = before;
+      reference::matmul(dy.data(), values.weight.data(), static_cast<const double*>(nullptr),
+                        MatmulForm::nn, accumulate, {T, K, N}, dx.data());
+      reference::matmul(ds.data(), values.a.data(), static_cast<const double*>(nullptr),
+                        MatmulForm::nn, true, {T, K, R}, dx.data());
+      const Tensor a = upload(*backend_, values.a, {R, K});
+      cuda::InputGradient gradient{upload(*backend_, dy, {T, N}, DType::bf16),
+                                   upload(*backend_, values.weight, {N, K}, DType::bf16),
+                                   upload(*backend_, ds, {T, R}, DType::bf16), accumulate, {}};
+      std::array<Values, 2> results;
+      for (Values& result : results) {
+        gradient.dx = accumulate ? upload(*backend_, before, {T, K}, DType::bf16)
+                                 : poisoned(*backend_, {T, K}, DType::bf16);
+        backend_->synchronize();
+        ASSERT_TRUE(cuda::takes_lora_product_dx(context_, gradient));
+        cuda::lora_product_dx(context_, gradient, a);
+        ASSERT_EQ(cudaStreamSynchronize(context_.stream), cudaSuccess);
+        result = test::download(*backend_, gradient.dx);
+      }
+      expect_near(gradient.dx, dx, "dx");
+      EXPECT_EQ(results[0], results[1]);
+    }
+  }
+}
+
+// Sizes that the back end gives to the product: as a product and a low-rank change apart.
+TEST_F(LoraProduct, ServesGradientsOfLargeLayersOfTheBackEnd) {
+  constexpr int64_t T = 4096, N = 1024, K = 1024, R = 16;
+  Layer values({T, N, K, R});
+  const LoraFactors factors{upload(*backend_, values.a, {R, K}),
+                            upload(*backend_, values.b, {N, R}), 0.75F};
+  const LoraLinearInputs inputs{
+      upload(*backend_, values.x, {T, K}, DType::bf16),
+      upload(*backend_, values.random(T * R, DType::bf16, 1.0), {T, R}, DType::bf16),
+      upload(*backend_, values.random(T * N, DType::bf16, 0.2), {T, N}, DType::bf16),
+      upload(*backend_, values.weight, {N, K}, DType::bf16), factors};
+  const Values before = values.random(T * K, DType::bf16, 1.0);
+  std::array<std::array<Tensor, 4>, 2> results;  // ds, da, db, dx
+  for (size_t i = 0; i < 2; ++i) {
+    auto& [ds, da, db, dx] = results[i];
+    ds = poisoned(*backend_, {T, R}, DType::bf16);
+    da = upload(*backend_, Values(R * K, 0.5), {R, K});
+    db = upload(*backend_, Values(N * R, 0.5), {N, R});
+    dx = upload(*backend_, before, {T, K}, DType::bf16);
+    ASSERT_TRUE(cuda::lora_product_dx_gains(context_, {inputs.dy, inputs.weight, ds, true, dx}));
+    if (i == 0) {
+      backend_->lora_linear_backward(inputs, true, ds, da, db, dx);
+    } else {
+      backend_->Backend::lora_linear_backward(inputs, true, ds, da, db, dx);
+    }
+  }
+  for (size_t i = 0; i < 4; ++i) {
+    expect_near(results[0][i], test::download(*backend_, results[1][i]), "gradient");
+  }
 }
 
 }  // namespace

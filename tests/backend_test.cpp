@@ -700,5 +700,46 @@ TEST_P(Conformance, LoraBackward) {
   }
 }
 
+TEST_P(Conformance, LoraLinearBackwardIsTheProductAndTheAdapters) {
+  for (const auto [T, in, out, R] : kLoraShapes) {
+    for (const bool accumulate : {false, true}) {
+      SCOPED_TRACE(fmt::format("T {} in {} out {} R {} +{}", T, in, out, R, accumulate));
+      const DType type = activations();
+      const Values x = random(T * in, type);
+      const Values s = random(T * R, type);
+      const Values dy = random(T * out, type, 0.2);
+      const Values weight = random(out * in, DType::bf16, 0.2);
+      const Values a = random(R * in, type);
+      const Values b = random(out * R, type);
+      Values ds(T * R);
+      Values da = random(R * in);
+      Values db = random(out * R);
+      Values dx = random(T * in, type);
+      const std::array before = {da, db, dx};
+      reference::matmul(dy.data(), weight.data(), static_cast<const double*>(nullptr),
+                        MatmulForm::nn, accumulate, {T, in, out}, dx.data());
+      const reference::Adapter<double> adapter{a.data(), b.data(), R, 1.5};
+      reference::lora_backward(x.data(), s.data(), dy.data(), adapter, {T, in, out, R}, ds.data(),
+                               da.data(), db.data(), dx.data());
+      expect_outputs(
+          [&, T = T, in = in, out = out, R = R](Backend& backend) {
+            const LoraFactors factors{upload(backend, a, {R, in}), upload(backend, b, {out, R}),
+                                      1.5F};
+            const LoraLinearInputs inputs{
+                upload(backend, x, {T, in}, type), upload(backend, s, {T, R}, type),
+                upload(backend, dy, {T, out}, type),
+                upload(backend, weight, {out, in}, DType::bf16), factors};
+            const Tensor device_da = upload(backend, before[0], {R, in});
+            const Tensor device_db = upload(backend, before[1], {out, R});
+            const Tensor device_dx = upload(backend, before[2], {T, in}, type);
+            backend.lora_linear_backward(inputs, accumulate, poisoned(backend, {T, R}, type),
+                                         device_da, device_db, device_dx);
+            return std::vector{device_da, device_db, device_dx};
+          },
+          {da, db, dx});
+    }
+  }
+}
+
 }  // namespace
 }  // namespace wick

@@ -179,6 +179,13 @@ void CudaBackend::lora_backward(In x, In s, In dy, const LoraFactors& adapter, O
 
 // Few rows: one kernel; some tens of bf16: a shrink and one kernel. Else the low-rank change comes
 // first, so that the product adds to it and no pass over y follows it.
+void CudaBackend::lora_linear_backward(const LoraLinearInputs& inputs, bool accumulate, Out ds,
+                                       Out da, Out db, Out dx) {
+  if (!cuda::lora_linear_backward(context_, inputs, accumulate, {ds, da, db, dx})) {
+    Backend::lora_linear_backward(inputs, accumulate, ds, da, db, dx);
+  }
+}
+
 void CudaBackend::linears(In x, std::span<const LinearTerm> terms) {
   const int64_t T = x.rows();
   if (T == 0 || (T <= kFewRows && linears_few_rows(context_, x, terms))) {

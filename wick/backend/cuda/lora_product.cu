@@ -2,16 +2,15 @@
 #include "wick/backend/cuda/lora_product.h"
 
 #include <algorithm>
-#include <array>
 
 #include "wick/backend/cuda/lora_adapters.cuh"
 #include "wick/backend/cuda/lora_product.cuh"
+#include "wick/backend/cuda/product_launch.cuh"
 #include "wick/backend/cuda/tensor_map.h"
 
 namespace wick::cuda {
 namespace {
 
-constexpr int kBand = 16;  // row tiles
 constexpr int kMostRanks = 64;
 
 // What the product reads beside x and W.
@@ -78,53 +77,15 @@ __global__ void __launch_bounds__(kPreparationThreads)
 
 template <int kRanks>
 int clusters_at_once(const Context& context) {
-  static const int most = [&] {
-    check_cuda(cudaFuncSetAttribute(lora_product_kernel<kRanks>,
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    ProductShared<kRanks>::kBytes),
-               "lora product");
-    cudaLaunchConfig_t config{};
-    config.gridDim = context.multiprocessors / kProductBlocks * kProductBlocks;
-    config.blockDim = kProductThreads;
-    config.dynamicSmemBytes = ProductShared<kRanks>::kBytes;
-    cudaLaunchAttribute cluster{};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = kProductBlocks;
-    cluster.val.clusterDim.y = 1;
-    cluster.val.clusterDim.z = 1;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-    int count = 0;
-    check_cuda(cudaOccupancyMaxActiveClusters(&count, lora_product_kernel<kRanks>, &config),
-               "lora product");
-    return count;
-  }();
-  return most;
+  static const int count =
+      clusters_at_once(context, lora_product_kernel<kRanks>, ProductShared<kRanks>::kBytes);
+  return count;
 }
-
-struct ProductShape {
-  int64_t T, N, K;
-  int ranks;
-};
 
 // Where the kernel's own memory lies in a scratch block; bytes.
 struct ProductMemory {
   int64_t b, bias, flags, parts, bytes;
 };
-
-ProductCall call_of(const ProductShape& shape, int clusters) {
-  ProductCall call{};
-  call.T = static_cast<int>(shape.T);
-  call.N = static_cast<int>(shape.N);
-  call.steps = static_cast<int>(ceil_div(shape.K, kProductDepth));
-  call.ranks = shape.ranks;
-  call.row_tiles = static_cast<int>(ceil_div(shape.T, kMacroRows));
-  call.column_tiles = static_cast<int>(ceil_div(shape.N, kProductColumns));
-  call.band = std::min(call.row_tiles, kBand);
-  call.most_parts =
-      std::clamp(clusters / call.band, 1, std::min({kMostParts, call.column_tiles, call.steps}));
-  return call;
-}
 
 ProductMemory memory_of(const ProductShape& shape, const ProductCall& call, int padded_ranks) {
   const auto aligned = [](int64_t bytes) { return (bytes + 255) / 256 * 256; };
@@ -138,35 +99,10 @@ ProductMemory memory_of(const ProductShape& shape, const ProductCall& call, int 
   return memory;
 }
 
-// Shapes that this and the roads it replaces take; nanoseconds, as measured on an H200 (rank 16).
-bool gains(const ProductShape& shape, int clusters) {
-  constexpr double kStep = 780;  // all blocks at work
-  constexpr double kTileSteps = 3;  // the adapter's, and leaving the registers
-  constexpr double kStart = 5000;
-  constexpr double kFlopsOfProduct = 670e3;  // cuBLASLt
-  constexpr double kShrinkBytes = 1600;
-  constexpr double kExpandBytes = 1900;
-  const auto [T, N, K, ranks] = shape;
-  const int64_t tiles = ceil_div(T, kMacroRows) * ceil_div(N, kProductColumns);
-  const double steps = static_cast<double>(ceil_div(K, kProductDepth)) + kTileSteps;
-  const double here = kStart + static_cast<double>(ceil_div(tiles, clusters)) * steps * kStep;
-  const auto [rows, columns, depth] = std::array{static_cast<double>(T), static_cast<double>(N),
-                                                 static_cast<double>(K)};
-  const double there = 2 * rows * columns * depth / kFlopsOfProduct +
-                       2 * rows * depth / kShrinkBytes + 2 * rows * columns / kExpandBytes;
-  return here < there;
-}
-
-// bf16 throughout, and rows that the copy engine takes.
 bool takes(const Context& context, const Tensor& x, const LinearTerm& term) {
-  constexpr int64_t kMost = int64_t{1} << 30;
-  const auto in_rows = [](const Tensor& wide) {
-    return wide.dtype() == DType::bf16 && wide.columns() > 0 && wide.columns() % 8 == 0 &&
-           wide.rows() < kMost && wide.columns() < kMost && aligned_to(wide.address(), 16);
-  };
   return term.adapters.size() == 1 && !term.row_adapter && term.adapters[0].a.rows() >= 1 &&
-         term.adapters[0].a.rows() <= kMostRanks && in_rows(x) && x.rows() > 0 &&
-         in_rows(term.weight) && in_rows(term.y) && term.s.dtype() == DType::bf16 &&
+         term.adapters[0].a.rows() <= kMostRanks && rows_to_copy(x) && x.rows() > 0 &&
+         rows_to_copy(term.weight) && rows_to_copy(term.y) && term.s.dtype() == DType::bf16 &&
          runs_groups(context, lora_product_kernel<16>) && has_tensor_maps();
 }
 
@@ -209,7 +145,9 @@ template <int kRanks>
 void run_product(const Context& context, const Tensor& x, const LinearTerm& term) {
   const ProductShape shape = shape_of(x, term);
   const int at_once = clusters_at_once<kRanks>(context);
-  ProductCall call = call_of(shape, at_once);
+  ProductCall call = product_call(shape);
+  call.most_parts = std::clamp(at_once / call.band, 1,
+                               std::min({kMostParts, call.column_tiles, call.steps}));
   const ProductMemory places = memory_of(shape, call, kRanks);
   const Scratch scratch(context, static_cast<size_t>(places.bytes));
   ProductMaps maps{};
@@ -219,12 +157,8 @@ void run_product(const Context& context, const Tensor& x, const LinearTerm& term
   maps.x = row_map({x.address(), shape.T, shape.K, shape.K}, kProductRows);
   maps.w = row_map({term.weight.address(), shape.N, shape.K, shape.K},
                    kProductColumns / kProductBlocks);
-  const auto clusters =
-      static_cast<unsigned>(std::min(at_once, call.row_tiles * call.column_tiles));
-  launch_clusters(lora_product_kernel<kRanks>, clusters * kProductBlocks, kProductThreads,
-                  kProductBlocks, ProductShared<kRanks>::kBytes, context.stream, true,
-                  ProductArgs{maps, call});
-  check_launch("lora product");
+  launch_product(context, lora_product_kernel<kRanks>, at_once, ProductShared<kRanks>::kBytes,
+                 ProductArgs{maps, call});
 }
 
 }  // namespace
@@ -245,7 +179,12 @@ bool lora_product(const Context& context, const Tensor& x, const LinearTerm& ter
 }
 
 bool lora_product_gains(const Context& context, const Tensor& x, const LinearTerm& term) {
-  return takes(context, x, term) && gains(shape_of(x, term), clusters_at_once<16>(context));
+  if (!takes(context, x, term)) {
+    return false;
+  }
+  const ProductShape shape = shape_of(x, term);
+  return product_time(shape, clusters_at_once<16>(context)) <
+         dense_product_time(shape) + shrink_time(shape) + expand_time(shape);
 }
 
 }  // namespace wick::cuda

@@ -9,11 +9,10 @@
 // share of K with A as well, each beginning with its share, and leave their sums in memory. A
 // warp a group adds them up while the products run, and they are the last step of every tile.
 // Everything is added in an order that shapes and the number of clusters alone decide.
-//
-// y leaves the registers by way of shared memory of each warp's own, so that whole lines are written.
 #pragma once
 
 #include "wick/backend/cuda/lora_product_ranks.cuh"
+#include "wick/backend/cuda/product_store.cuh"
 
 namespace wick::cuda {
 
@@ -63,46 +62,6 @@ __device__ __forceinline__ void load_product(const ProductShared<kRanks>& shared
     expect_bytes(full, Shared::kWBytes);
     copy_box_to(kBoth, shared.w(place.stage) + rank * kHalfBytes, maps.b, 0, w_row, full);
     place.advance();
-  }
-}
-
-// A warp's 16 rows of a tile from `row` on, by way of `memory`.
-__device__ __forceinline__ void store_product(const ProductCall& call, int row, int column,
-                                              uint32_t memory,
-                                              const float (&sums)[kProductColumns / 2]) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const int chunk = lane % 8;
-  // Matrices of 8 x 8: both halves of the rows, of two neighbouring eights of columns.
-  const uint32_t to = memory + lane % 16 * kPanelRowBytes;
-#pragma unroll
-  for (int panel = 0; panel < kProductColumns / 64; ++panel) {
-    __syncwarp();  // the panel before has been read
-#pragma unroll
-    for (int pair = 0; pair < 4; ++pair) {
-      uint32_t words[4];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int eight = 8 * panel + 2 * pair + i;
-        const int n = column + 8 * eight + 2 * (lane % 4);
-        float2 bias = {0.0F, 0.0F};
-        if (call.bias != nullptr && n < call.N) {
-          bias = *reinterpret_cast<const float2*>(call.bias + n);
-        }
-        words[2 * i] = pack_bf16(sums[4 * eight] + bias.x, sums[4 * eight + 1] + bias.y);
-        words[2 * i + 1] = pack_bf16(sums[4 * eight + 2] + bias.x, sums[4 * eight + 3] + bias.y);
-      }
-      store_matrices(to + ((2 * pair + lane / 16) ^ chunk) * 16, words);
-    }
-    __syncwarp();
-    const int n = column + 64 * panel + 8 * chunk;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int r = 4 * i + lane / 8;
-      const uint4 words = load_shared16(memory + r * kPanelRowBytes + (chunk ^ r % 8) * 16);
-      if (row + r < call.T && n < call.N) {
-        *reinterpret_cast<uint4*>(call.y + static_cast<int64_t>(row + r) * call.N + n) = words;
-      }
-    }
   }
 }
 
@@ -243,8 +202,8 @@ struct ProductGroup {
       wait_for_products<0>();
       settle(sums);
       release(read);
-      store_product(call, warp_row, tile.column_tile * kProductColumns,
-                    shared.rows(4 * group + warp), sums);
+      store_product<false>(call, warp_row, tile.column_tile * kProductColumns,
+                           shared.rows(4 * group + warp), sums);
     }
   }
 };
@@ -254,50 +213,29 @@ template <int kRanks>
 __global__ void __launch_bounds__(WICK_GROUP_THREADS(kProductThreads), 1)
     lora_product_kernel(const __grid_constant__ ProductArgs args) {
 #if WICK_GROUP_THREADS(1) == 1
-  const ProductMaps& maps = args.maps;
-  const ProductCall& call = args.call;
-  using Shared = ProductShared<kRanks>;
   extern __shared__ __align__(1024) unsigned char unaligned[];
-  const Shared shared{shared_address(align_panels(unaligned))};
+  const ProductShared<kRanks> shared{shared_address(align_panels(unaligned))};
   const int clusters = static_cast<int>(gridDim.x) / kProductBlocks;
   const int cluster = static_cast<int>(blockIdx.x) / kProductBlocks;
   const int group = static_cast<int>(threadIdx.x) / kGroupThreads;
-  if (threadIdx.x == 0) {
-    for (int stage = 0; stage < Shared::kStages; ++stage) {
-      start_barrier_of(shared.full(stage), 1);
-      start_barrier_of(shared.empty(stage), kProductBlocks * kProductGroups * 4);
-    }
-    for (int of = 0; of < kProductGroups; ++of) {
-      start_barrier_of(shared.low_full(of), 32);
-      start_barrier_of(shared.low_empty(of), 4);
-    }
-    start_barrier_of(shared.part_stored(), kProductGroups * kGroupThreads);
-    show_barriers_to_copies();
-  }
-  __syncthreads();
-  cluster_arrive();
-  cluster_wait();
-  let_next_start();
+  begin_product(shared);
   if (group == 0) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+    keep_registers_of_loads();
     const int warp = static_cast<int>(threadIdx.x) / 32;
     const bool first_lane = threadIdx.x % 32 == 0;
     if (warp < kProductGroups) {
-      gather_low(shared, call, warp, cluster, clusters);
+      gather_low(shared, args.call, warp, cluster, clusters);
     } else if (warp == kProductGroups && first_lane) {
-      load_product(shared, maps, call, cluster, clusters);
+      load_product(shared, args.maps, args.call, cluster, clusters);
     } else if (first_lane) {
-      publish_parts(shared, call, cluster, clusters);
+      publish_parts(shared, args.call, cluster, clusters);
     }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
-    ProductGroup<kRanks> products{shared, call, group - 1};
+    take_registers_of_products();
+    ProductGroup<kRanks> products{shared, args.call, group - 1};
     products.run(cluster, clusters);
   }
-  // The other block may still copy into this one's memory or arrive at its barriers.
-  __syncwarp();
-  cluster_arrive();
-  cluster_wait();
+  end_product();
 #endif
 }
 

@@ -1,4 +1,5 @@
-// A frozen linear layer and its adapter in one pass over x; see lora_product.cuh.
+// A frozen linear layer and its adapter in one product, and the gradient of its input; see
+// lora_product.cuh and lora_product_dx.cuh.
 #pragma once
 
 #include "wick/backend/cuda/context.h"
@@ -14,5 +15,22 @@ bool lora_product(const Context& context, const Tensor& x, const LinearTerm& ter
 // Whether it would, and in less time than lora_deltas and a product. Depends on shapes and the device
 // alone.
 bool lora_product_gains(const Context& context, const Tensor& x, const LinearTerm& term);
+
+// dx = dy W + ds A, or dx += with `accumulate`.
+struct InputGradient {
+  Tensor dy;      // [T, N]
+  Tensor weight;  // [N, K]
+  Tensor ds;      // [T, R]
+  bool accumulate;
+  Tensor dx;  // [T, K]
+};
+
+// Whether lora_product_dx takes the types and sizes, and, the second, whether it takes less time than a
+// product and another pass over dx.
+bool takes_lora_product_dx(const Context& context, const InputGradient& gradient);
+bool lora_product_dx_gains(const Context& context, const InputGradient& gradient);
+
+// With A [R, K] in f32, rounded to bf16. Only where it takes the gradient.
+void lora_product_dx(const Context& context, const InputGradient& gradient, const Tensor& a);
 
 }  // namespace wick::cuda

@@ -121,4 +121,44 @@ struct RingPlace {
   }
 };
 
+// All threads, first: no block of the cluster goes on before the barriers of both are ready.
+template <int kRanks>
+__device__ __forceinline__ void begin_product(const ProductShared<kRanks>& shared) {
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < ProductShared<kRanks>::kStages; ++stage) {
+      start_barrier_of(shared.full(stage), 1);
+      start_barrier_of(shared.empty(stage), kProductBlocks * kProductGroups * 4);
+    }
+    for (int group = 0; group < kProductGroups; ++group) {
+      start_barrier_of(shared.low_full(group), 32);
+      start_barrier_of(shared.low_empty(group), 4);
+    }
+    start_barrier_of(shared.part_stored(), kProductGroups * kGroupThreads);
+    show_barriers_to_copies();
+  }
+  __syncthreads();
+  cluster_arrive();
+  cluster_wait();
+  let_next_start();
+}
+
+// All threads, last: the other block may still copy into this one's memory or arrive at its barriers.
+__device__ __forceinline__ void end_product() {
+  __syncwarp();
+  cluster_arrive();
+  cluster_wait();
+}
+
+// The multiprocessor's registers go to those who multiply.
+__device__ __forceinline__ void keep_registers_of_loads() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+#endif
+}
+__device__ __forceinline__ void take_registers_of_products() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+#endif
+}
+
 }  // namespace wick::cuda

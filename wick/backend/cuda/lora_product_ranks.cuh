@@ -90,10 +90,9 @@ __device__ __forceinline__ void gather_low(const ProductShared<kRanks>& shared,
         sums[0] += first.x, sums[1] += first.y, sums[2] += first.z, sums[3] += first.w;
         sums[4] += second.x, sums[5] += second.y, sums[6] += second.z, sums[7] += second.w;
       }
-      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(shared.low(group) + slot * 16),
-                   "r"(pack_bf16(sums[0], sums[1])), "r"(pack_bf16(sums[2], sums[3])),
-                   "r"(pack_bf16(sums[4], sums[5])), "r"(pack_bf16(sums[6], sums[7]))
-                   : "memory");
+      store_shared16(shared.low(group) + slot * 16,
+                     {pack_bf16(sums[0], sums[1]), pack_bf16(sums[2], sums[3]),
+                      pack_bf16(sums[4], sums[5]), pack_bf16(sums[6], sums[7])});
     }
     arrive(shared.low_full(group));
     round ^= 1;

@@ -73,6 +73,12 @@ __device__ __forceinline__ void store_matrices(uint32_t address, const uint32_t 
 #endif
 }
 
+__device__ __forceinline__ void store_shared16(uint32_t address, const uint4& words) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(words.x),
+               "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
+}
+
 __device__ __forceinline__ uint4 load_shared16(uint32_t address) {
   uint4 words;
   asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
