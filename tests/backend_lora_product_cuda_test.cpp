@@ -1,5 +1,5 @@
-// A frozen layer and its adapter as one product (wick/backend/cuda/lora_product.h), at sizes where the
-// back end would not choose it, and where it does.
+// A frozen layer and its adapter as one product (wick/backend/cuda/lora_product.h), at sizes where
+// the back end would not choose it, and where it does.
 #include <cuda_runtime.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -203,7 +203,7 @@ TEST_F(LoraProduct, ServesLargeLayersOfTheBackEnd) {
 
 // dx = dy W + ds A and dx += of the same, with W [N, K]: K is the width of dx.
 TEST_F(LoraProduct, MakesTheGradientOfTheInput) {
-  const std::vector<Sizes> cases = {{256, 128, 256, 16}, {300, 200, 264, 8},  {100, 64, 520, 32},
+  const std::vector<Sizes> cases = {{256, 128, 256, 16},  {300, 200, 264, 8},  {100, 64, 520, 32},
                                     {515, 1032, 136, 64}, {384, 576, 776, 24}, {4500, 64, 1096, 16},
                                     {9000, 72, 264, 40}};
   for (const auto& [T, N, K, R, biased, bias_type] : cases) {
@@ -221,7 +221,9 @@ TEST_F(LoraProduct, MakesTheGradientOfTheInput) {
       const Tensor a = upload(*backend_, values.a, {R, K});
       cuda::InputGradient gradient{upload(*backend_, dy, {T, N}, DType::bf16),
                                    upload(*backend_, values.weight, {N, K}, DType::bf16),
-                                   upload(*backend_, ds, {T, R}, DType::bf16), accumulate, {}};
+                                   upload(*backend_, ds, {T, R}, DType::bf16),
+                                   accumulate,
+                                   {}};
       std::array<Values, 2> results;
       for (Values& result : results) {
         gradient.dx = accumulate ? upload(*backend_, before, {T, K}, DType::bf16)

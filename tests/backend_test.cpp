@@ -725,10 +725,10 @@ TEST_P(Conformance, LoraLinearBackwardIsTheProductAndTheAdapters) {
           [&, T = T, in = in, out = out, R = R](Backend& backend) {
             const LoraFactors factors{upload(backend, a, {R, in}), upload(backend, b, {out, R}),
                                       1.5F};
-            const LoraLinearInputs inputs{
-                upload(backend, x, {T, in}, type), upload(backend, s, {T, R}, type),
-                upload(backend, dy, {T, out}, type),
-                upload(backend, weight, {out, in}, DType::bf16), factors};
+            const LoraLinearInputs inputs{upload(backend, x, {T, in}, type),
+                                          upload(backend, s, {T, R}, type),
+                                          upload(backend, dy, {T, out}, type),
+                                          upload(backend, weight, {out, in}, DType::bf16), factors};
             const Tensor device_da = upload(backend, before[0], {R, in});
             const Tensor device_db = upload(backend, before[1], {out, R});
             const Tensor device_dx = upload(backend, before[2], {T, in}, type);

@@ -300,9 +300,8 @@ bool lora_linear_backward(const Context& context, const LoraLinearInputs& inputs
     return false;
   }
   const AdapterView adapter = view_of(factors);
-  backward_of_ranks(context, x, s, dy, adapter, {0, adapter.rank}, {ds, da, db, dx}, [&] {
-    lora_product_dx(context, gradient, factors.a);
-  });
+  backward_of_ranks(context, x, s, dy, adapter, {0, adapter.rank}, {ds, da, db, dx},
+                    [&] { lora_product_dx(context, gradient, factors.a); });
   return true;
 }
 

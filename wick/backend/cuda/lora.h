@@ -23,8 +23,8 @@ struct LoraLinearGradients {
   Tensor ds, da, db, dx;
 };
 
-// Backend::lora_linear_backward, as far as one product of many rows is faster. Returns false, and has
-// done nothing, where it is not.
+// Backend::lora_linear_backward, as far as one product of many rows is faster. Returns false, and
+// has done nothing, where it is not.
 bool lora_linear_backward(const Context& context, const LoraLinearInputs& inputs, bool accumulate,
                           const LoraLinearGradients& gradients);
 

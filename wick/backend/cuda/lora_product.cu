@@ -146,8 +146,8 @@ void run_product(const Context& context, const Tensor& x, const LinearTerm& term
   const ProductShape shape = shape_of(x, term);
   const int at_once = clusters_at_once<kRanks>(context);
   ProductCall call = product_call(shape);
-  call.most_parts = std::clamp(at_once / call.band, 1,
-                               std::min({kMostParts, call.column_tiles, call.steps}));
+  call.most_parts =
+      std::clamp(at_once / call.band, 1, std::min({kMostParts, call.column_tiles, call.steps}));
   const ProductMemory places = memory_of(shape, call, kRanks);
   const Scratch scratch(context, static_cast<size_t>(places.bytes));
   ProductMaps maps{};
@@ -155,8 +155,8 @@ void run_product(const Context& context, const Tensor& x, const LinearTerm& term
   call.y = static_cast<__nv_bfloat16*>(term.y.address());
   call.s = static_cast<__nv_bfloat16*>(term.s.address());
   maps.x = row_map({x.address(), shape.T, shape.K, shape.K}, kProductRows);
-  maps.w = row_map({term.weight.address(), shape.N, shape.K, shape.K},
-                   kProductColumns / kProductBlocks);
+  maps.w =
+      row_map({term.weight.address(), shape.N, shape.K, shape.K}, kProductColumns / kProductBlocks);
   launch_product(context, lora_product_kernel<kRanks>, at_once, ProductShared<kRanks>::kBytes,
                  ProductArgs{maps, call});
 }

@@ -1,12 +1,12 @@
 // A frozen linear layer and its adapter as one product, for compute capability 9.0.
 //
 // y[T,N] = x W^T + s B'^T with s = x A^T and B' = scaling B: the ranks are one more step along K. A
-// block makes a tile of 128 x 256 of y: one warp loads steps of 64 of K into a ring of stages (TMA), and
-// two groups of four warps multiply 64 rows each (wgmma). Two blocks of a cluster have the same
-// columns and share the loads of W (multicast). The blocks stay, and go from tile to tile.
+// block makes a tile of 128 x 256 of y: one warp loads steps of 64 of K into a ring of stages
+// (TMA), and two groups of four warps multiply 64 rows each (wgmma). Two blocks of a cluster have
+// the same columns and share the loads of W (multicast). The blocks stay, and go from tile to tile.
 //
-// s comes out of the same pass over x: the first `parts` column tiles of a row tile multiply an equal
-// share of K with A as well, each beginning with its share, and leave their sums in memory. A
+// s comes out of the same pass over x: the first `parts` column tiles of a row tile multiply an
+// equal share of K with A as well, each beginning with its share, and leave their sums in memory. A
 // warp a group adds them up while the products run, and they are the last step of every tile.
 // Everything is added in an order that shapes and the number of clusters alone decide.
 #pragma once
@@ -122,8 +122,8 @@ struct ProductGroup {
     place.advance();
   }
 
-  // The first steps of a tile that makes a part of s, of whose rows this lane has `row`. Returns how
-  // many.
+  // The first steps of a tile that makes a part of s, of whose rows this lane has `row`. Returns
+  // how many.
   __device__ int make_part(const ProductTile& tile, int row, float (&sums)[kProductColumns / 2]) {
     int i = 0;
     for (; i < tile.low_begin; ++i) {

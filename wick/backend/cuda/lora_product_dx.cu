@@ -52,8 +52,8 @@ void lora_product_dx(const Context& context, const InputGradient& gradient, cons
   args.maps.w = row_map({gradient.weight.address(), N, K, K}, kProductDepth);
   args.maps.ds = row_map({gradient.ds.address(), T, R, R}, kProductRows);
   args.maps.a = row_map({a16.tensor().address(), R, K, K}, kProductDepth);
-  launch_product(context, lora_product_dx_kernel, clusters_at_once(context),
-                 GradientShared::kBytes, args);
+  launch_product(context, lora_product_dx_kernel, clusters_at_once(context), GradientShared::kBytes,
+                 args);
 }
 
 }  // namespace wick::cuda

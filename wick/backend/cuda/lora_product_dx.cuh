@@ -1,8 +1,8 @@
 // The gradient of an adapted layer's input as one product: dx[T,K] (+)= dy W + ds A, for compute
 // capability 9.0.
 //
-// As lora_product.cuh, but W [N,K] and A [R,K] are right operands as they lie in memory: panels of 64
-// columns, each 64 rows of the sum. ds and A are one more step.
+// As lora_product.cuh, but W [N,K] and A [R,K] are right operands as they lie in memory: panels of
+// 64 columns, each 64 rows of the sum. ds and A are one more step.
 #pragma once
 
 #include "wick/backend/cuda/product_store.cuh"
@@ -27,8 +27,7 @@ using GradientShared = ProductShared<0>;
 
 // One thread loads all.
 __device__ __forceinline__ void load_gradient(const GradientShared& shared,
-                                              const GradientArgs& args, int cluster,
-                                              int clusters) {
+                                              const GradientArgs& args, int cluster, int clusters) {
   constexpr uint32_t kBoth = (1U << kProductBlocks) - 1;
   constexpr int kPanels = kProductColumns / 64 / kProductBlocks;  // of a block's share
   const ProductCall& call = args.call;
@@ -60,8 +59,8 @@ __device__ __forceinline__ void load_gradient(const GradientShared& shared,
 
 // A group of four warps multiplies 64 rows.
 __device__ __forceinline__ void multiply_gradient(const GradientShared& shared,
-                                                  const GradientArgs& args, int group,
-                                                  int cluster, int clusters) {
+                                                  const GradientArgs& args, int group, int cluster,
+                                                  int clusters) {
   const ProductCall& call = args.call;
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int warp = static_cast<int>(threadIdx.x % kGroupThreads) / 32;

@@ -1,5 +1,5 @@
-// How a frozen layer and its adapter are shared out as one product (see lora_product.cuh): tiles, and
-// what a block has in shared memory.
+// How a frozen layer and its adapter are shared out as one product (see lora_product.cuh): tiles,
+// and what a block has in shared memory.
 #pragma once
 
 #include "wick/backend/cuda/cluster.cuh"
@@ -17,7 +17,8 @@ constexpr int kMacroRows = kProductBlocks * kProductRows;
 constexpr int kProductGroups = 2;  // that multiply
 constexpr int kProductThreads = (1 + kProductGroups) * kGroupThreads;
 constexpr int kMostParts = 8;
-constexpr int kPartDelay = 6;  // steps that a tile makes before it needs A, which is just being made
+constexpr int kPartDelay =
+    6;  // steps that a tile makes before it needs A, which is just being made
 
 struct ProductMaps {
   CUtensorMap x;  // [T, K], boxes of 128 x 64
@@ -48,8 +49,8 @@ struct ProductArgs {
 // A tile of a cluster.
 struct ProductTile {
   int row_tile, column_tile;
-  int parts;              // that s of these rows comes in
-  int first_step;         // of K; the others follow, and then those before it
+  int parts;               // that s of these rows comes in
+  int first_step;          // of K; the others follow, and then those before it
   int low_begin, low_end;  // steps (in the order made) that are multiplied with A; none: equal
 };
 
@@ -76,7 +77,8 @@ __device__ __forceinline__ ProductTile product_tile(const ProductCall& call, int
   return tile;
 }
 
-// Shared memory of a block: stages, each x, W and A; then s of a tile; rows on their way to y; barriers.
+// Shared memory of a block: stages, each x, W and A; then s of a tile; rows on their way to y;
+// barriers.
 template <int kRanks>
 struct ProductShared {
   static constexpr int kStages = kRanks > 16 ? 3 : 4;
@@ -89,8 +91,8 @@ struct ProductShared {
   static constexpr int kRowsAt = kLowAt + kProductGroups * kLowBytes;
   static constexpr int kRowsBytes = 16 * kPanelRowBytes;  // of a warp
   static constexpr int kBarriersAt = kRowsAt + 4 * kProductGroups * kRowsBytes;
-  static constexpr int kBytes = kBarriersAt + 8 * (2 * kStages + 2 * kProductGroups + 1) +
-                                kPanelAlignment;
+  static constexpr int kBytes =
+      kBarriersAt + 8 * (2 * kStages + 2 * kProductGroups + 1) + kPanelAlignment;
   static_assert(kBytes <= 227 * 1024);
 
   uint32_t at;  // a multiple of kPanelAlignment
@@ -142,7 +144,8 @@ __device__ __forceinline__ void begin_product(const ProductShared<kRanks>& share
   let_next_start();
 }
 
-// All threads, last: the other block may still copy into this one's memory or arrive at its barriers.
+// All threads, last: the other block may still copy into this one's memory or arrive at its
+// barriers.
 __device__ __forceinline__ void end_product() {
   __syncwarp();
   cluster_arrive();

@@ -40,9 +40,9 @@ __device__ __forceinline__ void publish_parts(const ProductShared<kRanks>& share
       const int rows64 =
           (tile.row_tile * kProductBlocks + cluster_rank()) * (kProductRows / kGroupRows);
       for (int group = 0; group < kProductGroups; ++group) {
-        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(call.parts_there + rows64 +
-                                                                     group)
-                     : "memory");
+        asm volatile(
+            "red.release.gpu.global.add.u32 [%0], 1;" ::"l"(call.parts_there + rows64 + group)
+            : "memory");
       }
     }
   }
@@ -99,7 +99,8 @@ __device__ __forceinline__ void gather_low(const ProductShared<kRanks>& shared,
   }
 }
 
-// What this lane has of s in a left operand: rows `row` and `row` + 8, ranks r, r + 1, r + 8, r + 9.
+// What this lane has of s in a left operand: rows `row` and `row` + 8, ranks r, r + 1, r + 8, r
+// + 9.
 __device__ __forceinline__ void store_low(const ProductCall& call, int row, int r,
                                           const uint32_t (&low)[4]) {
 #pragma unroll

@@ -1,5 +1,5 @@
-// What the hosts of the products of lora_product.cuh and lora_product_dx.cuh do alike: which tensors they
-// take, how long they take, and their launch.
+// What the hosts of the products of lora_product.cuh and lora_product_dx.cuh do alike: which
+// tensors they take, how long they take, and their launch.
 #pragma once
 
 #include <algorithm>
@@ -68,7 +68,8 @@ void launch_product(const Context& context, void (*kernel)(Args), int at_once, s
   check_launch("a product with an adapter");
 }
 
-// Nanoseconds, as measured on an H200 at rank 16: of these kernels, and of the roads that they replace.
+// Nanoseconds, as measured on an H200 at rank 16: of these kernels, and of the roads that they
+// replace.
 inline double product_time(const ProductShape& shape, int clusters) {
   constexpr double kStep = 780;     // all blocks at work
   constexpr double kTileSteps = 3;  // the adapter's, and leaving the registers

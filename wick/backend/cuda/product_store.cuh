@@ -1,5 +1,5 @@
-// How a warp's part of a product's tile reaches memory (see lora_product.cuh): by way of shared memory
-// of its own, so that whole lines are written.
+// How a warp's part of a product's tile reaches memory (see lora_product.cuh): by way of shared
+// memory of its own, so that whole lines are written.
 #pragma once
 
 #include "wick/backend/cuda/lora_product_plan.cuh"

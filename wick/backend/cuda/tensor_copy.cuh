@@ -1,5 +1,5 @@
-// Copies of boxes of a tensor into shared memory (TMA), for compute capability 9.0, and what blocks of
-// a cluster tell each other about them. Source: PTX ISA, "cp.async.bulk.tensor", "mbarrier".
+// Copies of boxes of a tensor into shared memory (TMA), for compute capability 9.0, and what blocks
+// of a cluster tell each other about them. Source: PTX ISA, "cp.async.bulk.tensor", "mbarrier".
 #pragma once
 
 #include <cuda.h>
@@ -63,8 +63,8 @@ __device__ __forceinline__ void copy_box_to(uint32_t blocks, uint32_t to, const 
 #endif
 }
 
-// Four 8x8 matrices of what lanes hold as in tensor_core.cuh, matrix i to the row addresses of lanes
-// 8i to 8i + 7.
+// Four 8x8 matrices of what lanes hold as in tensor_core.cuh, matrix i to the row addresses of
+// lanes 8i to 8i + 7.
 __device__ __forceinline__ void store_matrices(uint32_t address, const uint32_t (&from)[4]) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),

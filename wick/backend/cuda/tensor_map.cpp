@@ -20,8 +20,8 @@ Encode find_encode() {
   constexpr unsigned kCuda12 = 12000;
   void* found = nullptr;
   cudaDriverEntryPointQueryResult result{};
-  const cudaError_t status = cudaGetDriverEntryPointByVersion(
-      "cuTensorMapEncodeTiled", &found, kCuda12, cudaEnableDefault, &result);
+  const cudaError_t status = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found,
+                                                              kCuda12, cudaEnableDefault, &result);
   if (status != cudaSuccess || result != cudaDriverEntryPointSuccess) {
     cudaGetLastError();
     return nullptr;
@@ -50,9 +50,9 @@ CUtensorMap make_map(const MapMatrix& matrix, const std::array<cuuint64_t, kRank
   CUtensorMap map{};
   const CUresult status =
       encode()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, const_cast<void*>(matrix.values),
-               sizes.data(), strides.data(), box.data(), each.data(),
-               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+               sizes.data(), strides.data(), box.data(), each.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
+               CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   check_cuda(status == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue, "map of a tensor");
   return map;
 }

@@ -1,13 +1,13 @@
 // Products of a group of four warps with many columns (wgmma), for compute capability 9.0.
 //
-// Operands are panels in shared memory as in attention_groups.cuh: rows of 128 bytes, swizzled. Lane
-// 4g+q of warp w holds of c the rows 16w+g (c[4j], c[4j+1]) and 16w+g+8 (c[4j+2], c[4j+3]) of
+// Operands are panels in shared memory as in attention_groups.cuh: rows of 128 bytes, swizzled.
+// Lane 4g+q of warp w holds of c the rows 16w+g (c[4j], c[4j+1]) and 16w+g+8 (c[4j+2], c[4j+3]) of
 // columns 8j+2q and the next (PTX ISA, "Asynchronous warpgroup level matrix instructions").
 #pragma once
 
 #include "wick/backend/cuda/attention_groups.cuh"
 
-#define WICK_SUMS_8(c, i)                                                                  \
+#define WICK_SUMS_8(c, i)                                                                       \
   "+f"((c)[i]), "+f"((c)[(i) + 1]), "+f"((c)[(i) + 2]), "+f"((c)[(i) + 3]), "+f"((c)[(i) + 4]), \
       "+f"((c)[(i) + 5]), "+f"((c)[(i) + 6]), "+f"((c)[(i) + 7])
 #define WICK_SUMS_16(c, i) WICK_SUMS_8(c, i), WICK_SUMS_8(c, (i) + 8)
@@ -18,8 +18,7 @@
 namespace wick::cuda {
 
 // c[64,256] = a[64,16] b[256,16]^T (+ c where `add`).
-__device__ __forceinline__ void multiply_panels(uint64_t a, uint64_t b, bool add,
-                                                float (&c)[128]) {
+__device__ __forceinline__ void multiply_panels(uint64_t a, uint64_t b, bool add, float (&c)[128]) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add, %130, 0;\n"
@@ -31,7 +30,8 @@ __device__ __forceinline__ void multiply_panels(uint64_t a, uint64_t b, bool add
       "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
       "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
       "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
+      "%127"
       "}, %128, %129, add, 1, 1, 0, 0;\n}"
       : WICK_SUMS_128(c, 0)
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
@@ -46,8 +46,7 @@ __device__ __forceinline__ uint64_t rows_descriptor(uint32_t address) {
 }
 
 // c[64,256] = a[64,16] b[16,256] (+ c where `add`); see rows_descriptor.
-__device__ __forceinline__ void multiply_rows(uint64_t a, uint64_t b, bool add,
-                                                float (&c)[128]) {
+__device__ __forceinline__ void multiply_rows(uint64_t a, uint64_t b, bool add, float (&c)[128]) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add, %130, 0;\n"
@@ -59,7 +58,8 @@ __device__ __forceinline__ void multiply_rows(uint64_t a, uint64_t b, bool add,
       "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
       "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
       "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
+      "%127"
       "}, %128, %129, add, 1, 1, 0, 1;\n}"
       : WICK_SUMS_128(c, 0)
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
@@ -67,9 +67,9 @@ __device__ __forceinline__ void multiply_rows(uint64_t a, uint64_t b, bool add,
 }
 
 // c[64,256] += a[64,16] b[256,16]^T, with a in registers (a lane has of a what it has of an
-// accumulator, two values a register: rows g, g + 8 of columns 2q and the next, then of columns 8 on).
-__device__ __forceinline__ void add_registers(const uint32_t (&a)[4], uint64_t b,
-                                              float (&c)[128]) {
+// accumulator, two values a register: rows g, g + 8 of columns 2q and the next, then of columns 8
+// on).
+__device__ __forceinline__ void add_registers(const uint32_t (&a)[4], uint64_t b, float (&c)[128]) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
@@ -80,7 +80,8 @@ __device__ __forceinline__ void add_registers(const uint32_t (&a)[4], uint64_t b
       "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
       "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
       "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
+      "%127"
       "}, {%128, %129, %130, %131}, %132, 1, 1, 1, 0;"
       : WICK_SUMS_128(c, 0)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
@@ -88,8 +89,7 @@ __device__ __forceinline__ void add_registers(const uint32_t (&a)[4], uint64_t b
 }
 
 // c[64,16] = a[64,16] b[16,16]^T (+ c where `add`).
-__device__ __forceinline__ void multiply_panels(uint64_t a, uint64_t b, bool add,
-                                                float (&c)[8]) {
+__device__ __forceinline__ void multiply_panels(uint64_t a, uint64_t b, bool add, float (&c)[8]) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add, %10, 0;\n"
@@ -102,8 +102,7 @@ __device__ __forceinline__ void multiply_panels(uint64_t a, uint64_t b, bool add
 }
 
 // c[64,32] = a[64,16] b[32,16]^T (+ c where `add`).
-__device__ __forceinline__ void multiply_panels(uint64_t a, uint64_t b, bool add,
-                                                float (&c)[16]) {
+__device__ __forceinline__ void multiply_panels(uint64_t a, uint64_t b, bool add, float (&c)[16]) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add, %18, 0;\n"
@@ -116,8 +115,7 @@ __device__ __forceinline__ void multiply_panels(uint64_t a, uint64_t b, bool add
 }
 
 // c[64,64] = a[64,16] b[64,16]^T (+ c where `add`).
-__device__ __forceinline__ void multiply_panels(uint64_t a, uint64_t b, bool add,
-                                                float (&c)[32]) {
+__device__ __forceinline__ void multiply_panels(uint64_t a, uint64_t b, bool add, float (&c)[32]) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add, %34, 0;\n"
