@@ -23,10 +23,6 @@ class OneOpenMpThread {
   int before_;
 };
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 // The size of each of `parts` equal parts of `whole`, in steps that suit oneDNN's tiles.
 int64_t part_of(int64_t whole, int64_t parts, int64_t step) {
   return ceil_div(ceil_div(whole, parts), step) * step;
