@@ -169,10 +169,7 @@ struct ProductGroup {
       add_registers(low[k], w() + 2 * k, sums);
     }
     finish_step();
-    __syncwarp();
-    if (lane == 0) {
-      arrive(shared.low_empty(group));
-    }
+    arrive(shared.low_empty(group));
     if (tile.column_tile == 0) {
 #pragma unroll
       for (int k = 0; k < kRanks / 16; ++k) {
@@ -203,7 +200,7 @@ struct ProductGroup {
       settle(sums);
       release(read);
       store_product<false>(call, warp_row, tile.column_tile * kProductColumns,
-                           shared.rows(4 * group + warp), sums);
+                           shared.rows(4 * group + warp), {}, sums);
     }
   }
 };
@@ -218,9 +215,10 @@ __global__ void __launch_bounds__(WICK_GROUP_THREADS(kProductThreads), 1)
   const int clusters = static_cast<int>(gridDim.x) / kProductBlocks;
   const int cluster = static_cast<int>(blockIdx.x) / kProductBlocks;
   const int group = static_cast<int>(threadIdx.x) / kGroupThreads;
+  constexpr int kProductRegisters = 224;
   begin_product(shared);
   if (group == 0) {
-    keep_registers_of_loads();
+    leave_registers<kProductRegisters>();
     const int warp = static_cast<int>(threadIdx.x) / 32;
     const bool first_lane = threadIdx.x % 32 == 0;
     if (warp < kProductGroups) {
@@ -231,7 +229,7 @@ __global__ void __launch_bounds__(WICK_GROUP_THREADS(kProductThreads), 1)
       publish_parts(shared, args.call, cluster, clusters);
     }
   } else {
-    take_registers_of_products();
+    take_registers<kProductRegisters>();
     ProductGroup<kRanks> products{shared, args.call, group - 1};
     products.run(cluster, clusters);
   }

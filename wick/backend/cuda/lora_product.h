@@ -1,5 +1,5 @@
 // A frozen linear layer and its adapter in one product, and the gradient of its input; see
-// lora_product.cuh and lora_product_dx.cuh.
+// lora_product.cuh and lora_product_dx.cu.
 #pragma once
 
 #include "wick/backend/cuda/context.h"

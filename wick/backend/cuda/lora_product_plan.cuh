@@ -133,7 +133,7 @@ __device__ __forceinline__ void begin_product(const ProductShared<kRanks>& share
     }
     for (int group = 0; group < kProductGroups; ++group) {
       start_barrier_of(shared.low_full(group), 32);
-      start_barrier_of(shared.low_empty(group), 4);
+      start_barrier_of(shared.low_empty(group), kGroupThreads);
     }
     start_barrier_of(shared.part_stored(), kProductGroups * kGroupThreads);
     show_barriers_to_copies();
@@ -152,15 +152,19 @@ __device__ __forceinline__ void end_product() {
   cluster_wait();
 }
 
-// The multiprocessor's registers go to those who multiply.
-__device__ __forceinline__ void keep_registers_of_loads() {
+// The multiprocessor's registers go to those who multiply: kEach for each of their threads.
+template <int kEach>
+__device__ __forceinline__ void take_registers() {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kEach));
 #endif
 }
-__device__ __forceinline__ void take_registers_of_products() {
+// And what they leave to the threads of the group that loads.
+template <int kEach>
+__device__ __forceinline__ void leave_registers() {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+  constexpr int kAll = 504;  // of three threads, a warp group each
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kAll - kProductGroups * kEach));
 #endif
 }
 

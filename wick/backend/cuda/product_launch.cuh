@@ -1,4 +1,4 @@
-// What the hosts of the products of lora_product.cuh and lora_product_dx.cuh do alike: which
+// What the hosts of the products of lora_product.cuh and lora_product_dx.cu do alike: which
 // tensors they take, how long they take, and their launch.
 #pragma once
 
@@ -90,10 +90,17 @@ inline double shrink_time(const ProductShape& shape) {
   return 2 * static_cast<double>(shape.T * shape.K) / kBytes;
 }
 
-// Another pass over the result.
+// Overwriting the result with the change, so that the product adds to it.
 inline double expand_time(const ProductShape& shape) {
   constexpr double kBytes = 1900;
   return 2 * static_cast<double>(shape.T * shape.N) / kBytes;
+}
+
+// Reading and writing the result once more, in place of two short launches.
+inline double other_pass_time(const ProductShape& shape) {
+  constexpr double kBytes = 4000;
+  constexpr double kLaunches = 5000;
+  return 4 * static_cast<double>(shape.T * shape.N) / kBytes - kLaunches;
 }
 
 }  // namespace wick::cuda

@@ -6,9 +6,9 @@
 
 namespace wick::cuda {
 
-// 16 rows of 64 columns of y, whole lines: 4 rows an item.
-struct RowsOfPanel {
-  uint4 of[4];
+// What the lane has of 16 rows of a tile: of each 64 columns four times eight.
+struct RowsOfTile {
+  uint4 of[kProductColumns / 64][4];
 };
 
 // The lane's share of a panel: rows 4i + lane / 8, eight columns from 8 (lane % 8) on.
@@ -40,28 +40,28 @@ __device__ __forceinline__ PanelPlace panel_place(const ProductCall& call, int r
           n < call.N, call.N};
 }
 
-__device__ __forceinline__ RowsOfPanel load_panel(const PanelPlace& place) {
-  RowsOfPanel rows;
+__device__ __forceinline__ void load_rows(const ProductCall& call, int row, int column,
+                                          RowsOfTile& rows) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    rows.of[i] = place.wanted(i) ? *place.at(i) : uint4{0, 0, 0, 0};
+  for (int panel = 0; panel < kProductColumns / 64; ++panel) {
+    const PanelPlace place = panel_place(call, row, column, panel, 0);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      rows.of[panel][i] = place.wanted(i) ? *place.at(i) : uint4{0, 0, 0, 0};
+    }
   }
-  return rows;
 }
 
-// y (+)= sums + bias for 16 rows from `row` on and the tile's columns from `column` on.
+// y = sums + bias (+ before, with kAdd) for 16 rows from `row` on and the tile's columns from
+// `column` on.
 template <bool kAdd>
 __device__ __forceinline__ void store_product(const ProductCall& call, int row, int column,
-                                              uint32_t memory,
+                                              uint32_t memory, const RowsOfTile& before,
                                               const float (&sums)[kProductColumns / 2]) {
   constexpr int kPanels = kProductColumns / 64;
   const int lane = static_cast<int>(threadIdx.x % 32);
   // Matrices of 8 x 8: both halves of the rows, of two neighbouring eights of columns.
   const uint32_t to = memory + lane % 16 * kPanelRowBytes;
-  RowsOfPanel before;
-  if constexpr (kAdd) {
-    before = load_panel(panel_place(call, row, column, 0, memory));
-  }
 #pragma unroll
   for (int panel = 0; panel < kPanels; ++panel) {
     const PanelPlace place = panel_place(call, row, column, panel, memory);
@@ -69,10 +69,7 @@ __device__ __forceinline__ void store_product(const ProductCall& call, int row, 
     if constexpr (kAdd) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        store_shared16(place.shared_at(i), before.of[i]);
-      }
-      if (panel + 1 < kPanels) {
-        before = load_panel(panel_place(call, row, column, panel + 1, memory));
+        store_shared16(place.shared_at(i), before.of[panel][i]);
       }
       __syncwarp();
     }

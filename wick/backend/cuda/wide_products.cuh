@@ -17,7 +17,16 @@
 
 namespace wick::cuda {
 
-// c[64,256] = a[64,16] b[256,16]^T (+ c where `add`).
+// Of a right operand whose panels are 64 columns of 64 rows (of the sum): 8192 bytes from panel to
+// panel, 1024 between groups of eight rows; steps of 16 rows are 2048 bytes apart.
+__device__ __forceinline__ uint64_t rows_descriptor(uint32_t address) {
+  constexpr uint64_t kForm = 1ULL << 62 | 64ULL << 32 | 512ULL << 16;
+  return kForm | (address & 0x3FFFFU) >> 4;
+}
+
+// c[64,256] = a[64,16] b (+ c where `add`). b is [256,16] transposed or, with kRows, [16,256] of
+// rows_descriptor.
+template <bool kRows = false>
 __device__ __forceinline__ void multiply_panels(uint64_t a, uint64_t b, bool add, float (&c)[128]) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile(
@@ -32,37 +41,9 @@ __device__ __forceinline__ void multiply_panels(uint64_t a, uint64_t b, bool add
       "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
       "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
       "%127"
-      "}, %128, %129, add, 1, 1, 0, 0;\n}"
+      "}, %128, %129, add, 1, 1, 0, %131;\n}"
       : WICK_SUMS_128(c, 0)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
-#endif
-}
-
-// Of a right operand whose panels are 64 columns of 64 rows (of the sum): 8192 bytes from panel to
-// panel, 1024 between groups of eight rows; steps of 16 rows are 2048 bytes apart.
-__device__ __forceinline__ uint64_t rows_descriptor(uint32_t address) {
-  constexpr uint64_t kForm = 1ULL << 62 | 64ULL << 32 | 512ULL << 16;
-  return kForm | (address & 0x3FFFFU) >> 4;
-}
-
-// c[64,256] = a[64,16] b[16,256] (+ c where `add`); see rows_descriptor.
-__device__ __forceinline__ void multiply_rows(uint64_t a, uint64_t b, bool add, float (&c)[128]) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  asm volatile(
-      "{\n.reg .pred add;\nsetp.ne.b32 add, %130, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
-      "%127"
-      "}, %128, %129, add, 1, 1, 0, 1;\n}"
-      : WICK_SUMS_128(c, 0)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(static_cast<int>(kRows)));
 #endif
 }
 
