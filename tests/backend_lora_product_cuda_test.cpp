@@ -242,7 +242,7 @@ TEST_F(LoraProduct, MakesTheGradientOfTheInput) {
 
 // Sizes that the back end gives to the product: as a product and a low-rank change apart.
 TEST_F(LoraProduct, ServesGradientsOfLargeLayersOfTheBackEnd) {
-  constexpr int64_t T = 4096, N = 1024, K = 1024, R = 16;
+  constexpr int64_t T = 8192, N = 512, K = 3584, R = 16;
   Layer values({T, N, K, R});
   const LoraFactors factors{upload(*backend_, values.a, {R, K}),
                             upload(*backend_, values.b, {N, R}), 0.75F};
