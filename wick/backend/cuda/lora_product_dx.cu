@@ -29,13 +29,14 @@ struct GradientArgs {
 using GradientShared = ProductShared<0>;
 
 // One thread loads all.
-__device__ __forceinline__ void load_gradient(const GradientShared& shared,
-                                              const GradientArgs& args, int cluster, int clusters) {
+template <class Shared>
+__device__ __forceinline__ void load_gradient(const Shared& shared, const GradientArgs& args,
+                                              int cluster, int clusters) {
   constexpr uint32_t kBoth = (1U << kProductBlocks) - 1;
   constexpr int kPanels = kProductColumns / 64 / kProductBlocks;  // of a block's share
   const ProductCall& call = args.call;
   const int rank = cluster_rank();
-  RingPlace<GradientShared::kStages> place;
+  RingPlace<Shared::kStages> place;
   const int tiles = call.row_tiles * call.column_tiles;
   for (int index = cluster; index < tiles; index += clusters) {
     const ProductTile tile = product_tile(call, index, clusters);
@@ -47,7 +48,7 @@ __device__ __forceinline__ void load_gradient(const GradientShared& shared,
       const int depth = last ? 0 : i * kProductDepth;
       const uint32_t full = shared.full(place.stage);
       wait_for_barrier(shared.empty(place.stage), place.round ^ 1);
-      expect_bytes(full, GradientShared::kXBytes + GradientShared::kWBytes);
+      expect_bytes(full, Shared::kXBytes + Shared::kWBytes);
       copy_box(shared.x(place.stage), last ? args.maps.ds : args.maps.dy, depth, row, full);
 #pragma unroll
       for (int p = 0; p < kPanels; ++p) {
