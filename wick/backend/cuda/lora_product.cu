@@ -103,7 +103,8 @@ bool takes(const Context& context, const Tensor& x, const LinearTerm& term) {
   return term.adapters.size() == 1 && !term.row_adapter && term.adapters[0].a.rows() >= 1 &&
          term.adapters[0].a.rows() <= kMostRanks && rows_to_copy(x) && x.rows() > 0 &&
          rows_to_copy(term.weight) && rows_to_copy(term.y) && term.s.dtype() == DType::bf16 &&
-         runs_groups(context, lora_product_kernel<16>) && has_tensor_maps();
+         runs_groups(context, lora_product_kernel<16>) && clusters_at_once<16>(context) > 0 &&
+         has_tensor_maps();
 }
 
 ProductShape shape_of(const Tensor& x, const LinearTerm& term) {

@@ -16,7 +16,8 @@
 
 namespace wick::cuda {
 
-// One thread loads all.
+// One thread loads all. x and W it reads ahead of its wait: the kernel before, which makes A and B'
+// ready, has waited for x before this one could start.
 template <int kRanks>
 __device__ __forceinline__ void load_product(const ProductShared<kRanks>& shared,
                                              const ProductMaps& maps, const ProductCall& call,

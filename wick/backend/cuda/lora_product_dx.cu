@@ -131,6 +131,7 @@ __global__ void __launch_bounds__(WICK_GROUP_THREADS(kProductThreads), 1)
   constexpr int kProductRegisters = 232;
   begin_product(shared);
   wait_for_previous();
+  let_next_start();
   if (group == 0) {
     leave_registers<kProductRegisters>();
     if (threadIdx.x == 0) {
@@ -164,7 +165,7 @@ bool takes_lora_product_dx(const Context& context, const InputGradient& gradient
          gradient.ds.dtype() == DType::bf16 && aligned_to(gradient.ds.address(), 16) &&
          rows_to_copy(gradient.dy) && rows_to_copy(gradient.weight) && rows_to_copy(gradient.dx) &&
          gradient.dy.rows() > 0 && runs_groups(context, lora_product_dx_kernel<false>) &&
-         has_tensor_maps();
+         clusters_at_once<false>(context) > 0 && has_tensor_maps();
 }
 
 bool lora_product_dx_gains(const Context& context, const InputGradient& gradient) {

@@ -141,7 +141,6 @@ __device__ __forceinline__ void begin_product(const ProductShared<kRanks>& share
   __syncthreads();
   cluster_arrive();
   cluster_wait();
-  let_next_start();
 }
 
 // All threads, last: the other block may still copy into this one's memory or arrive at its

@@ -57,6 +57,7 @@ __device__ __forceinline__ void gather_low(const ProductShared<kRanks>& shared,
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int tiles = call.row_tiles * call.column_tiles;
   wait_for_previous();
+  let_next_start();
   uint32_t round = 0;
   for (int index = cluster; index < tiles; index += clusters) {
     const ProductTile tile = product_tile(call, index, clusters);

@@ -15,9 +15,9 @@ struct ProductShape {
   int ranks;
 };
 
-// Rows of bf16 that the copy engine takes.
+// Rows of bf16 that the copy engine takes; no count of them overflows an int.
 inline bool rows_to_copy(const Tensor& wide) {
-  constexpr int64_t kMost = int64_t{1} << 30;
+  constexpr int64_t kMost = int64_t{1} << 24;
   return wide.dtype() == DType::bf16 && wide.columns() > 0 && wide.columns() % 8 == 0 &&
          wide.rows() < kMost && wide.columns() < kMost && aligned_to(wide.address(), 16);
 }
