@@ -100,8 +100,7 @@ int64_t run_rows_of(const Context& context, std::span<const Term> terms, bool co
   for (const Term& term : terms) {
     columns += tile_columns(term.channels, term.ranks, 1);
   }
-  return tile_run_rows(context, terms[0].rows, columns, terms[0].ranks, terms[0].row_warps,
-                       collect);
+  return tile_run_rows(context, terms[0].rows, columns, terms[0].ranks, collect);
 }
 
 struct LowRankTerm {

@@ -252,7 +252,7 @@ void launch_tiles(const Context& context, std::span<const TileShrink> terms) {
   }
 }
 
-// At least, of a block that collects.
+// At least, of a block that collects; and then a multiple of them.
 constexpr int64_t kCollectRows = 64;
 
 // Of a block whose warps all have channels of their own.
@@ -281,9 +281,9 @@ int tile_row_warps(const Context& context, int64_t rows, int channels, int ranks
 }
 
 int64_t tile_run_rows(const Context& context, int64_t rows, int64_t columns, int ranks,
-                      int row_warps, bool collect) {
+                      bool collect) {
   const int64_t runs = std::max<int64_t>(1, 2 * context.multiprocessors / columns);
-  const int64_t step = row_warps * kTileRows;
+  const int64_t step = collect ? kCollectRows : kTileRows;
   int64_t each = (rows + runs - 1) / runs;
   if (collect) {
     // With 8 R rows the sums are a quarter of the bytes of `wide`.

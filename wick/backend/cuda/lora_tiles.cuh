@@ -91,7 +91,7 @@ int tile_row_warps(const Context& context, int64_t rows, int channels, int ranks
 // Rows of a block, where `columns` blocks share the rows: few enough to fill the device. A block
 // that collects leaves a row of sums for each channel, so it takes more rows where there are many.
 int64_t tile_run_rows(const Context& context, int64_t rows, int64_t columns, int ranks,
-                      int row_warps, bool collect);
+                      bool collect);
 
 void shrink_tiles(const Context& context, std::span<const TileShrink> terms);
 // Follows shrink_tiles where there are parts.
