@@ -57,6 +57,7 @@ KINDS = [  # kind of case, what it is, what its figure includes and does not inc
 README_CASES = ["lora_delta:T=64,d=1024,r=8", "lora_linear:T=64,d=1024,r=8", "lora_step:B=4,T=64,d=512,r=8",
                 "adamw:n=262144", "rms_norm:T=64,C=1024", "sample:V=32000,mode=top_k,k=50",
                 "sample:V=32000,mode=top_p,p=0.9", "train_step:shape=qwen2.5-0.5b,T=512,r=16,dtype=bf16",
+                "prefill:shape=qwen2.5-0.5b,T=512,dtype=bf16",
                 "decode:shape=qwen2.5-0.5b,prompt=16,tokens=32,dtype=bf16"]
 
 
