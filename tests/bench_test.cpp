@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <numeric>
 #include <set>
 #include <sstream>
 #include <thread>
@@ -34,23 +35,36 @@ TEST(Measure, CandidatesTakeTurns) {
   EXPECT_EQ(timings[1].seconds.size(), 3U);
 }
 
+// However long the system makes the calls wait.
 TEST(Measure, ATurnIsWarmedUpAndAsLongAsAsked) {
-  std::string order;
-  const auto sleep = [] { std::this_thread::sleep_for(std::chrono::milliseconds(20)); };
-  const std::vector<std::function<void()>> calls = {[&] { order += 'a'; },
-                                                    [&] {
-                                                      order += 'b';
-                                                      sleep();
-                                                    }};
-  const std::vector<Timing> timings = measure_interleaved(calls, {.minimum_samples = 3,
-                                                                  .minimum_seconds = 0,
-                                                                  .warm_up_calls = 1,
-                                                                  .warm_up_seconds = 0.03,
-                                                                  .samples_of_turn = 2,
-                                                                  .seconds_of_turn = 0.05});
-  EXPECT_EQ(order.size() - order.find('b'), 2U + 3U) << "2 calls to warm up, 3 samples";
-  EXPECT_EQ(timings[1].seconds.size(), 3U);
-  EXPECT_GT(timings[0].seconds.size(), timings[1].seconds.size());
+  using Clock = std::chrono::steady_clock;
+  constexpr double kWarmUp = 0.02;
+  constexpr double kTurn = 0.03;
+  std::vector<double> lasted;
+  const std::function<void()> call = [&] {
+    const Clock::time_point start = Clock::now();
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    lasted.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+  };
+  const Timing timing = measure(call, {.minimum_samples = 1,
+                                       .minimum_seconds = 0,
+                                       .warm_up_calls = 1,
+                                       .warm_up_seconds = kWarmUp,
+                                       .samples_of_turn = 2,
+                                       .seconds_of_turn = kTurn});
+  const size_t samples = timing.seconds.size();
+  ASSERT_GT(lasted.size(), samples);
+  lasted.resize(lasted.size() - samples);  // to warm up
+  const auto sum = [](const std::vector<double>& v) {
+    return std::accumulate(v.begin(), v.end(), 0.0);
+  };
+  EXPECT_GE(sum(lasted), kWarmUp - 1e-3) << "the clock's own time";
+  EXPECT_LT(sum(lasted) - lasted.back(), kWarmUp) << "one call too many";
+  EXPECT_GE(samples, 2U);
+  EXPECT_GE(sum(timing.seconds), kTurn);
+  if (samples > 2) {
+    EXPECT_LT(sum(timing.seconds) - timing.seconds.back(), kTurn) << "one sample too many";
+  }
 }
 
 TEST(Cases, EveryLightCaseComputesWhatTheReferenceComputes) {
