@@ -377,7 +377,10 @@ TEST_P(Conformance, GatedLinearsAreLinearsAndTheirGate) {
                                 {1, 40, 5003},
                                 {1, 37, 9},
                                 {2, 136, 72},
-                                {11, 136, 72}}) {
+                                {11, 136, 72},
+                                {1, 896, 5003},
+                                {1, 4864, 300},
+                                {1, 64, 20000}}) {
     for (const Activation activation : {Activation::silu, Activation::gelu_tanh}) {
       SCOPED_TRACE(fmt::format("T {} in {} F {}", T, in, F));
       const Values x = random(T * in, type);
@@ -495,7 +498,9 @@ TEST_P(Conformance, NormedLinearsAreLinearsOfTheNorm) {
                                                 {1, 8, {40000, 3}, DType::bf16},
                                                 {1, 37, {9, 5}, DType::bf16},
                                                 {3, 136, {72, 131}, DType::bf16},
-                                                {70, 136, {72, 131}, DType::bf16}}) {
+                                                {70, 136, {72, 131}, DType::bf16},
+                                                {1, 896, {5003, 40}, DType::bf16},
+                                                {1, 1568, {2600, 9}, DType::bf16}}) {
     for (const bool sums : {false, true}) {
       SCOPED_TRACE(fmt::format("T {} in {} {} sums {}", T, in, name_of(weight_type), sums));
       const Values left = random(T * in, type);
@@ -557,8 +562,12 @@ TEST_P(Conformance, NormedGatedLinearsAreGatedLinearsOfTheNorm) {
   constexpr int64_t R = 16;
   constexpr float kEps = 1e-5F;
   const DType type = activations();
-  for (const auto [T, in, F] :
-       {std::array<int64_t, 3>{1, 136, 72}, {1, 5000, 40}, {1, 40, 5003}, {2, 136, 72}}) {
+  for (const auto [T, in, F] : {std::array<int64_t, 3>{1, 136, 72},
+                                {1, 5000, 40},
+                                {1, 40, 5003},
+                                {2, 136, 72},
+                                {1, 896, 5003},
+                                {1, 1024, 11000}}) {
     SCOPED_TRACE(fmt::format("T {} in {} F {}", T, in, F));
     const Values left = random(T * in, type);
     const Values right = random(T * in, type);

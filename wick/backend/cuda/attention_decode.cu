@@ -266,8 +266,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int kD, int kWarps>
-void launch_parts(const Context& context, const AttentionCall& call,
-                  const DecodeTensors& tensors) {
+void launch_parts(const Context& context, const AttentionCall& call, const DecodeTensors& tensors) {
   const int groups = divide_up(static_cast<int64_t>(call.Tq) * (call.H / call.G), kQueries);
   const dim3 grid(tensors.parts, call.G, groups);
   constexpr int kBytes = sizeof(DecodeShared<kD, kWarps>);

@@ -1,10 +1,11 @@
-// Attention of one new token, whose key and value it puts into the cache, over a cluster of blocks a
-// key head (compute capability 9.0).
+// Attention of one new token, whose key and value it puts into the cache, over a cluster of blocks
+// a key head (compute capability 9.0).
 //
 // The runs of 16 keys are dealt out to the warps of all blocks. What a warp finds (the sums of p v
 // relative to its largest score, that score, the sum of p) it writes to the blocks of the cluster
-// that bring them together: each has an eighth of the channels. So one launch of small blocks, which
-// find room beside the launches before and after, does what one large block took twice as long for.
+// that bring them together: each has an eighth of the channels. So one launch of small blocks,
+// which find room beside the launches before and after, does what one large block took twice as
+// long for.
 #include "wick/backend/cuda/attention_call.cuh"
 #include "wick/backend/cuda/attention_decode_warp.cuh"
 #include "wick/backend/cuda/cluster.cuh"
@@ -48,7 +49,7 @@ struct ClusterShared {
   float o[kWriters][kRows][kD / kBlocks];  // this block's channels
   WriterStatistics of[kRows][kWriters];
   __nv_bfloat16 q[kRows][kD];  // turned
-  __nv_bfloat16 fresh[2][kD];     // the token's key, turned, and its value
+  __nv_bfloat16 fresh[2][kD];  // the token's key, turned, and its value
   float angles[kD];
 };
 
@@ -62,8 +63,7 @@ __device__ __forceinline__ void prefetch_keys(const Args& args, int g, const Vis
   const int steps = (keys.end - first + kBlocks * kKeysOfWarp - 1) / (kBlocks * kKeysOfWarp);
   for (int i = static_cast<int>(threadIdx.x); i < steps * kKeysOfWarp * kLines; i += kThreads) {
     const int of_block = i / kLines;
-    const int key =
-        first + of_block / kKeysOfWarp * kBlocks * kKeysOfWarp + of_block % kKeysOfWarp;
+    const int key = first + of_block / kKeysOfWarp * kBlocks * kKeysOfWarp + of_block % kKeysOfWarp;
     if (key < keys.end) {
       const int64_t at = key * row + g * args.call.D + i % kLines * 64;
       asm volatile("prefetch.global.L2 [%0];" ::"l"(args.k + at));
@@ -74,7 +74,8 @@ __device__ __forceinline__ void prefetch_keys(const Args& args, int g, const Vis
 
 // Turns the token's queries and key of key head g into shared memory, where its value goes too.
 template <int kD, int kRows>
-__device__ __forceinline__ void turn_token(const Args& args, int g, ClusterShared<kD, kRows>& shared) {
+__device__ __forceinline__ void turn_token(const Args& args, int g,
+                                           ClusterShared<kD, kRows>& shared) {
   const AttentionCall& call = args.call;
   const HeadShape shape{call.D, args.token.R};
   const int runs = shape.runs<8>();

@@ -14,13 +14,14 @@ constexpr int64_t kRingBytes = 64 * 1024;
 // that follow could wait for: two blocks, which it holds alone, read faster.
 constexpr int64_t kManyBytes = 160 * 1024;
 constexpr int64_t kRingBytesOfMany = 80 * 1024;
-// By tiles: a tile that is no larger comes in one piece, others in pieces of some kPieceBytes.
+// By tiles: a tile that is no larger comes in one piece, others in pieces of some kPieceBytes; and
+// the ring of a block, alone on a multiprocessor and one of two.
 constexpr int64_t kWholeTileBytes = 32 * 1024;
 constexpr int64_t kPieceBytes = 20 * 1024;
 constexpr int64_t kTileRingBytes = 116 * 1024;
 constexpr int64_t kTileRingBytesOfMany = 95 * 1024;
-// Of a block, a clock, while its row is not there: 1.8 TB/s of all. Reads of the launches before
-// wait behind faster ones.
+// That a block asks for in a clock while its row is not there: 1.8 TB/s of all. What the launches
+// before read waits behind faster ones.
 constexpr int kPaceBytes = 7;
 // Of a block, beside what its launch asks for: the kernel's own and the system's.
 constexpr int64_t kOtherSharedBytes = 2048;
@@ -66,8 +67,8 @@ unsigned share_out(int terms, int64_t most, RowLinearsArgs& args) {
     term.first_block = first;
     term.blocks = static_cast<int>(blocks_of(term) + more);
     first += term.blocks;
-    args.channels = std::max(
-        args.channels, static_cast<int>(ceil_div(term.channels, std::max(term.blocks, 1))));
+    args.channels = std::max(args.channels,
+                             static_cast<int>(ceil_div(term.channels, std::max(term.blocks, 1))));
   }
   return static_cast<unsigned>(first);
 }
@@ -165,8 +166,8 @@ int64_t lay_out_tiles(const RowTypes& of, int64_t multiprocessor_bytes, RowLinea
   const int64_t own = multiprocessor_bytes / (of.many ? 2 : 1) - kOtherSharedBytes - bytes;
   const int64_t wanted = std::min(of.many ? kTileRingBytesOfMany : kTileRingBytes, own);
   const auto places = static_cast<int>(tiles * args.pieces);
-  args.stages = static_cast<int>(
-      std::min<int64_t>({places, kMostTileStages, wanted / args.stage_bytes}));
+  args.stages =
+      static_cast<int>(std::min<int64_t>({places, kMostTileStages, wanted / args.stage_bytes}));
   if (args.stages < std::min(2, places)) {
     return 0;
   }
@@ -198,8 +199,9 @@ void launch_tiles(const Context& context, const RowLaunch& how, const RowLinears
   using T = __nv_bfloat16;
   const unsigned threads = 32 + (args.shrink.tasks > 0 ? kRowLinearsThreads : kLinearsThreads);
   const auto kernel =
-      how.gated ? (how.norms ? linears_row<T, T, 2, true, true> : linears_row<T, T, 2, false, true>)
-                : (how.norms ? linears_row<T, T, 1, true, true> : linears_row<T, T, 1, false, true>);
+      how.gated
+          ? (how.norms ? linears_row<T, T, 2, true, true> : linears_row<T, T, 2, false, true>)
+          : (how.norms ? linears_row<T, T, 1, true, true> : linears_row<T, T, 1, false, true>);
   prepare(kernel, how.shared);
   launch_early(context, true, kernel, how.grid, threads, how.shared, args);
   check_launch("linears of one row");
@@ -208,9 +210,10 @@ void launch_tiles(const Context& context, const RowLaunch& how, const RowLinears
 template <class T, class W>
 void launch(const Context& context, const RowLaunch& how, const RowLinearsArgs& args) {
   const unsigned threads = args.shrink.tasks > 0 ? kRowLinearsThreads : kLinearsThreads;
-  const auto kernel = how.gated
-                          ? (how.norms ? linears_row<T, W, 2, true, false> : linears_row<T, W, 2, false, false>)
-                          : (how.norms ? linears_row<T, W, 1, true, false> : linears_row<T, W, 1, false, false>);
+  const auto kernel =
+      how.gated
+          ? (how.norms ? linears_row<T, W, 2, true, false> : linears_row<T, W, 2, false, false>)
+          : (how.norms ? linears_row<T, W, 1, true, false> : linears_row<T, W, 1, false, false>);
   prepare(kernel, how.shared);
   launch_early(context, true, kernel, how.grid, threads, how.shared, args);
   check_launch("linears of one row");

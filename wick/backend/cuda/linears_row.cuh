@@ -7,7 +7,8 @@
 // that, not this kernel's own speed, hides the wait for the row. A gated pair takes two channels a
 // warp and writes act(g) u. A row that is a norm is normed by each block for itself.
 //
-// bf16 is multiplied by tensor cores (linears_row_tiles.cuh), from compute capability 9.0 on.
+// bf16 is multiplied by tensor cores (linears_row_tiles.cuh), from compute capability 9.0 on: there
+// a block takes more than a third of a multiprocessor, and fills its ring while one launch runs.
 //
 // The low-rank half has a warp of its own in each block (linears_shrink.cuh). The others leave what
 // they multiplied in shared memory and bring it together with s B^T at the end, so that no weight

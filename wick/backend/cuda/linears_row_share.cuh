@@ -8,7 +8,7 @@ namespace wick::cuda {
 
 constexpr int kRowLinearsThreads = kLinearsThreads + 32;
 constexpr int kRowLinearsRegisters = 56;  // of a thread
-constexpr int kRowLinearsResident = 4;  // blocks of as many launches on a multiprocessor
+constexpr int kRowLinearsResident = 4;    // blocks of as many launches on a multiprocessor
 
 // x = rms_norm(sum), sum = a + b.
 struct NormView {
@@ -58,8 +58,7 @@ __device__ __forceinline__ RowShare share_of(const RowLinearsArgs& args, int ind
   share.index = index;
   const int block = static_cast<int>(blockIdx.x) - term.first_block;
   share.first = static_cast<int>(int64_t{block} * term.channels / term.blocks);
-  share.channels =
-      static_cast<int>(int64_t{block + 1} * term.channels / term.blocks) - share.first;
+  share.channels = static_cast<int>(int64_t{block + 1} * term.channels / term.blocks) - share.first;
   share.groups = kLinearsWarps / args.split;
   share.group = warp / args.split;
   share.part = warp % args.split;

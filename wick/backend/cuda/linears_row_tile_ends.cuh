@@ -56,8 +56,8 @@ __device__ __forceinline__ void end_tiles(const RowLinearsArgs& args, const RowS
   const float* low = reinterpret_cast<const float*>(shared + args.low_at);
   const auto* parts =
       reinterpret_cast<const float*>(shared + args.parts_at) + 2 * CHANNELS * quarter;
-  const auto* near = reinterpret_cast<const float*>(shared + args.ends_at) +
-                     threadIdx.x * CHANNELS * kEndRanks;
+  const auto* near =
+      reinterpret_cast<const float*>(shared + args.ends_at) + threadIdx.x * CHANNELS * kEndRanks;
   meet_workers();
 #pragma unroll 1
   for (int n = static_cast<int>(threadIdx.x) / kEndThreads; n < share.channels; n += kEndRows) {

@@ -103,7 +103,8 @@ __device__ __forceinline__ TilePiece<CHANNELS> tile_piece(const RowLinearsArgs& 
   return of;
 }
 
-// Asks for the piece by a lane, row by row, at a pace; false, and the rest at once, where that ends.
+// Asks for the piece by a lane, row by row, at a pace; false, and the rest at once, where that
+// ends.
 template <int CHANNELS>
 __device__ __forceinline__ bool fetch_at_pace(const RowLinearsArgs& args,
                                               const TilePiece<CHANNELS>& piece, uint32_t to,
@@ -135,8 +136,8 @@ __device__ __forceinline__ void fetch_at_once(const RowLinearsArgs& args,
   if (lane < CHANNELS * copies) {
     const int i = lane / copies;
     const int n = lane - i * copies;
-    const __nv_bfloat16* weight = CHANNELS == 2 && i == 1 ? piece.weight[CHANNELS - 1]
-                                                          : piece.weight[0];
+    const __nv_bfloat16* weight =
+        CHANNELS == 2 && i == 1 ? piece.weight[CHANNELS - 1] : piece.weight[0];
     copy_bulk(to + (kTileChannels<CHANNELS> * i + n) * args.row_bytes,
               weight + static_cast<int64_t>(n) * args.linears.in,
               whole ? piece.rows * piece.bytes : piece.bytes, full);

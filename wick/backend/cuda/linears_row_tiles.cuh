@@ -1,11 +1,11 @@
 // Linear layers of one row of bf16, by tensor cores (compute capability 9.0).
 //
-// A block takes its channels 16 at a time (a gated pair: 8 of each): a tile, whose rows come in
-// pieces of up to kTileColumns columns through a ring in shared memory that all warps read. Each
-// warp multiplies every eighth run of 32 columns, so a tile costs a warp a few instructions where a
-// dot product of a channel would wait for each of its steps. The row takes the place of all eight
-// columns of the right operand: every lane group then has the sums. A product does not mind the
-// order of its inner index, so fragments are read 16 bytes of a row at a time.
+// A block takes up to 16 of its channels at a time (a gated pair: 8 of each): a tile, which comes
+// whole or in pieces of its columns through a ring in shared memory that all warps read
+// (linears_row_tile_ring.cuh). Each warp multiplies every eighth run of 32 columns, so a tile costs
+// a warp a few instructions where a dot product of a channel would wait for each of its steps. x is
+// each of the eight columns of the right operand: every lane group then has the sums. A product
+// does not mind the order of its inner index, so fragments are read 16 bytes of a row at a time.
 //
 // A norm's factor 1/rms is a number of the row: products are of x w, and the sums are scaled.
 #pragma once
@@ -170,8 +170,8 @@ __device__ __forceinline__ float await_tiles_row(const RowLinearsArgs& args,
 }
 
 // Rows that a stage does not have are taken from its last: nobody asks for their sums. Where rows
-// lie whole multiples of all banks apart, odd ones are read with neighbouring runs exchanged, and so
-// is x for the odd columns of the right operand.
+// lie whole multiples of all banks apart, odd ones are read with neighbouring runs exchanged, and
+// so is x for the odd columns of the right operand.
 template <int CHANNELS>
 __device__ __forceinline__ TileLane lane_of(const RowLinearsArgs& args, uint32_t x) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -222,8 +222,9 @@ __device__ __forceinline__ void multiply_tiles(const RowLinearsArgs& args, int i
     wait_for_barrier(barrier, phase);
     const uint32_t at = ring + stage * stage_bytes;
     const TileLane here{first.x + 2 * column, first.low + at, first.high + at};
-    const int runs = (min(columns, in - column) / kRunColumns + kLinearsWarps - 1 -
-                      static_cast<int>(warp)) / kLinearsWarps;
+    const int runs =
+        (min(columns, in - column) / kRunColumns + kLinearsWarps - 1 - static_cast<int>(warp)) /
+        kLinearsWarps;
     if (high) {
       multiply_piece<true>(here, runs, sums);
     } else {

@@ -107,8 +107,8 @@ __device__ __forceinline__ void gather_low(const LinearsArgs& args, const Shrink
       }
 #pragma unroll
       for (int i = 0; i < kLooks; ++i) {
-        missing = missing || (first + 32 * i < count &&
-                              static_cast<uint32_t>(words[i] >> 32) != launch);
+        missing =
+            missing || (first + 32 * i < count && static_cast<uint32_t>(words[i] >> 32) != launch);
       }
     } while (missing);
 #pragma unroll
