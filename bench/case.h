@@ -31,7 +31,7 @@ struct PreparedCase {
   std::function<double()> error;
   // The kernels of `call` alone, not awaited, as a Recorder takes them; empty where a call is more.
   std::function<void()> work;
-  // Of a training step's products with the weights.
+  // Of a whole model's products with the weights.
   std::optional<MatmulPrecision> matmul_precision;
   int repeats = 1;  // of the work in one call: a time is that of one
   // Figures beside the time, of the last call.
@@ -46,7 +46,6 @@ struct Case {
   double tokens = 0;  // for whole models
   bool heavy =
       false;  // seconds a call, gigabytes of memory: timed few times, in a process of its own
-  bool trains = false;     // a model, at the precision of `wick train`
   bool fits_cache = true;  // the share of the memory bandwidth means something only if not
   double error_limit = kErrorLimit;
   std::function<PreparedCase(Backend&)> prepare;

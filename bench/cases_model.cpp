@@ -184,8 +184,7 @@ Case train_case(const NamedShape& shape, const TrainSizes& sizes) {
                             6.0 * adapter_parameters(config, sizes.rank)) +
                   3.0 * static_cast<double>(sizes.B) * attention_flops(config, sizes.T),
          .tokens = tokens,
-         .heavy = true,
-         .trains = true};
+         .heavy = true};
   c.prepare = [config, sizes](Backend& be) {
     struct State {
       std::unique_ptr<Decoder> decoder;
@@ -232,7 +231,7 @@ Case prefill_case(const NamedShape& shape, int64_t T, DType dtype) {
       decoder->logits(hidden.value.slice(T - 1, 1));
       be.synchronize();
     };
-    return PreparedCase{call, {}};
+    return PreparedCase{.call = call, .matmul_precision = decoder->matmul_precision()};
   };
   return c;
 }
@@ -258,7 +257,7 @@ Case decode_case(const NamedShape& shape, int64_t prompt, int64_t tokens, DType 
     auto last = std::make_shared<Generation>();
     const auto call = [=] { *last = generate(*decoder, ids, {.max_tokens = tokens + 1}); };
     return PreparedCase{
-        .call = call, .extra = [last] {
+        .call = call, .matmul_precision = decoder->matmul_precision(), .extra = [last] {
           return std::map<std::string, double>{{"seconds_after_prompt", last->decode_seconds}};
         }};
   };

@@ -23,6 +23,7 @@ WORKERS = {"torch": "torch_worker.py", "mlx": "mlx_worker.py", "llama.cpp": "lla
 # Some machines set these for all programs; they hold OpenBLAS to the kernels of another processor.
 NOT_PASSED_ON = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 HUGE_FLOPS = 2e12  # a call of minutes: one sample a side, and no two sides in memory at one time
+SETTLE_SECONDS = 0.01  # of calls before each turn of a small case: a core that slept may take a millisecond to come back
 PROFILED = ["train_step:shape=qwen2.5-0.5b,T=512,r=16,dtype=bf16",
             "decode:shape=qwen2.5-0.5b,prompt=16,tokens=32,dtype=bf16,r=16",
             "train_step:shape=qwen2.5-0.5b,B=4,T=2048,r=16,dtype=bf16"]
@@ -129,7 +130,8 @@ def request_of(case, arguments):
         return {"case": case["name"], "samples": 1, "warm_up": 0}
     if case["heavy"]:
         return {"case": case["name"], "samples": 1, "warm_up": 1}
-    return {"case": case["name"], "samples": arguments.samples, "warm_up": 3, "budget_s": arguments.budget}
+    return {"case": case["name"], "samples": arguments.samples, "warm_up": 3, "budget_s": arguments.budget,
+            "settle_s": SETTLE_SECONDS}
 
 
 def take_turns(case, active, arguments):
@@ -298,8 +300,8 @@ def run(arguments):
         sys.exit(f"no case has {arguments.filter!r} in its name")
     machine = wick_json(arguments, "machine")
     record = {"machine": {**machine, "cores": os.cpu_count(), "system": platform.platform()},
-              "threads": arguments.threads, "rounds": arguments.rounds, "samples": arguments.samples, "sides": {},
-              "cases": []}
+              "threads": arguments.threads, "rounds": arguments.rounds, "samples": arguments.samples,
+              "settle_seconds": SETTLE_SECONDS, "sides": {}, "cases": []}
     compare(cases, arguments, record)
     record["profiles"] = measure_profiles(cases, arguments)
     if arguments.device != "cpu":

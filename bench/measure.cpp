@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 
 namespace wick::bench {
 
@@ -36,8 +37,9 @@ Timing measure(const std::function<void()>& call, const MeasureOptions& options)
 std::vector<Timing> measure_interleaved(std::span<const std::function<void()>> calls,
                                         const MeasureOptions& options) {
   const auto warm_up = [&](const std::function<void()>& call) {
-    for (int i = 0; i < options.warm_up_calls; ++i) {
-      call();
+    double spent = 0;
+    for (int i = 0; i < options.warm_up_calls || spent < options.warm_up_seconds; ++i) {
+      spent += timed(call);
     }
   };
   if (options.samples_of_turn == 1) {
@@ -45,22 +47,29 @@ std::vector<Timing> measure_interleaved(std::span<const std::function<void()>> c
   }
   std::vector<Timing> timings(calls.size());
   std::vector<double> totals(calls.size(), 0.0);
-  for (int samples = 0;; samples += options.samples_of_turn) {
+  for (;;) {
     const double least = *std::min_element(totals.begin(), totals.end());
     const double most = *std::max_element(totals.begin(), totals.end());
-    const bool enough = samples >= options.minimum_samples && least >= options.minimum_seconds;
-    if (enough || (samples >= options.fewest_samples && most >= options.maximum_seconds)) {
+    const auto all_have = [&](int samples) {
+      return std::ranges::all_of(timings, [samples](const Timing& timing) {
+        return std::ssize(timing.seconds) >= samples;
+      });
+    };
+    const bool enough = all_have(options.minimum_samples) && least >= options.minimum_seconds;
+    if (enough || (all_have(options.fewest_samples) && most >= options.maximum_seconds)) {
       return timings;
     }
     for (size_t i = 0; i < calls.size(); ++i) {
       if (options.samples_of_turn > 1) {
         warm_up(calls[i]);
       }
-      for (int k = 0; k < options.samples_of_turn; ++k) {
+      double of_turn = 0;
+      for (int k = 0; k < options.samples_of_turn || of_turn < options.seconds_of_turn; ++k) {
         const double seconds = timed(calls[i]);
         timings[i].seconds.push_back(seconds);
-        totals[i] += seconds;
+        of_turn += seconds;
       }
+      totals[i] += of_turn;
     }
   }
 }

@@ -17,9 +17,12 @@ struct MeasureOptions {
   double maximum_seconds = 20.0;  // of one candidate, where fewest_samples allow it
   int fewest_samples = 3;
   int warm_up_calls = 2;
-  // Candidates take turns of so many samples. Turns of more than one begin with the warm-up calls
-  // again: a pool of threads has fallen asleep while another candidate had its turn.
+  double warm_up_seconds = 0;  // more calls, where those took less
+  // Candidates take turns of at least so many samples and seconds. Turns of more than one sample
+  // begin with the warm-up again: a pool of threads has fallen asleep while another candidate had
+  // its turn, and a core of a virtual machine takes up to a millisecond to come back.
   int samples_of_turn = 1;
+  double seconds_of_turn = 0;
 };
 
 struct Timing {

@@ -21,15 +21,15 @@ struct SuiteOptions {
   Profile* profile = nullptr;  // of the devices: counts the timed calls, and those alone
 };
 
-// One device as two back ends, which may be one and the same: whole training steps run at the
-// matmul precision that `wick train` would choose, all else at highest.
+// One device as two back ends, which may be one and the same: whole models run at the matmul
+// precision that `wick train` and `wick generate` would choose, all else at highest.
 struct Devices {
-  Devices(Backend& one) : exact(one), training(one) {}  // NOLINT(google-explicit-constructor)
-  Devices(Backend& kernels, Backend& steps) : exact(kernels), training(steps) {}
-  Backend& of(const Case& c) const { return c.trains ? training : exact; }
+  Devices(Backend& one) : exact(one), models(one) {}  // NOLINT(google-explicit-constructor)
+  Devices(Backend& kernels, Backend& of_models) : exact(kernels), models(of_models) {}
+  Backend& of(const Case& c) const { return c.heavy ? models : exact; }
 
   Backend& exact;
-  Backend& training;
+  Backend& models;
 };
 
 // Cases below this are too short to gain from a second thread.

@@ -35,22 +35,22 @@ void write_json(const std::filesystem::path& path, const nlohmann::ordered_json&
   }
 }
 
-// The device of the flags: at highest precision, and on a CPU once more at that of training.
+// The device of the flags: at highest precision, and on a CPU once more at that of whole models.
 class BenchDevices {
  public:
   BenchDevices(const DeviceFlags& flags, const ProfileFlags& profile)
       : exact_(exact_of(flags).make(), profile) {
     if (exact_.inner().name() == "cpu") {
-      training_ = flags.make();
+      models_ = flags.make();
       if (Profile* recorded = exact_.profile()) {
-        profiled_ = std::make_unique<ProfilingBackend>(*training_, *recorded);
+        profiled_ = std::make_unique<ProfilingBackend>(*models_, *recorded);
       }
     }
   }
 
   bench::Devices devices() {
-    Backend* training = profiled_ ? profiled_.get() : training_.get();
-    return {exact_.backend(), training != nullptr ? *training : exact_.backend()};
+    Backend* models = profiled_ ? profiled_.get() : models_.get();
+    return {exact_.backend(), models != nullptr ? *models : exact_.backend()};
   }
   ProfiledDevice& exact() { return exact_; }
 
@@ -61,7 +61,7 @@ class BenchDevices {
   }
 
   ProfiledDevice exact_;
-  std::unique_ptr<Backend> training_;
+  std::unique_ptr<Backend> models_;
   std::unique_ptr<Backend> profiled_;
 };
 
@@ -155,7 +155,7 @@ class BenchVerb {
             "Only whole models of this shape")
         ->check(CLI::IsMember(bench::shape_names()));
   }
-  // Of training steps; other cases are at highest.
+  // Of whole models; other cases are at highest.
   void add_matmul_precision(CLI::App* part) { flags_->device.add_matmul_precision_to(*part); }
   void add_suite(CLI::App* part) {
     part->add_option("--suite", flags_->suite.suite, "training, inference or all")
@@ -192,9 +192,7 @@ void add_bench(CLI::App& app) {
     parts.add_choice(part);
     parts.flags().profile.add_to(*part);
     parts.add_json(part);
-    if (suite == "training") {
-      parts.add_matmul_precision(part);
-    }
+    parts.add_matmul_precision(part);
   }
   CLI::App* scaling = parts.add(
       "scaling", "Time each case above 1 Mflop with one thread and with all", run_scaling);

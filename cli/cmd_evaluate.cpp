@@ -161,6 +161,7 @@ void run_evaluate(const EvaluateFlags& flags) {
   const fs::path file = evaluation_file(flags.data);
   const std::unique_ptr<Backend> backend = flags.device.make();
   Bundle bundle = open_bundle(*backend, flags.model.model);
+  flags.device.check_matmul_precision(*backend, bundle.decoder->matmul_precision());
   const Dataset dataset = read_samples(flags, file, bundle);
   std::span<const Sample> samples = dataset.samples;
   if (flags.limit > 0 && static_cast<size_t>(flags.limit) < samples.size()) {
@@ -218,6 +219,7 @@ void add_evaluate(CLI::App& app) {
       ->check(CLI::Range(int64_t{2}, int64_t{1} << 24));
   verb->add_flag("--json", flags->json, "Print one line of JSON");
   flags->device.add_to(*verb);
+  flags->device.add_matmul_precision_to(*verb);
   verb->footer(
       "Examples:\n"
       "  wick evaluate --model base --data held-out.jsonl\n"

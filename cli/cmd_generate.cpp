@@ -95,6 +95,7 @@ void run_generate(GenerateFlags& flags) {
   const std::string prompt = read_prompt(flags);
   const std::unique_ptr<Backend> backend = flags.device.make();
   const Bundle bundle = open_bundle(*backend, flags.model.model);
+  flags.device.check_matmul_precision(*backend, bundle.decoder->matmul_precision());
   const AttachedAdapter adapter = attach_adapter(*backend, bundle.decoder->linears(), flags.model);
   flags.options.max_tokens = max_tokens(flags, bundle, prompt);
   const Generation done =
@@ -122,6 +123,7 @@ void add_generate(CLI::App& app) {
       ->allow_extra_args(false);
   add_sampling_flags(verb, flags->options.sampling);
   flags->device.add_to(verb);
+  flags->device.add_matmul_precision_to(verb);
   verb.footer(kExamples);
   verb.callback([flags] { run_generate(*flags); });
 }

@@ -14,7 +14,7 @@
 
 namespace wick {
 
-// --device and --threads, and for verbs that train --matmul-precision.
+// --device and --threads, and for verbs that are to be fast --matmul-precision.
 struct DeviceFlags {
   std::string device = "auto";
   int threads = 0;

@@ -32,7 +32,7 @@ TEST_P(Conformance, MatmulAtMediumPrecisionRoundsWhatMeetsBf16Weights) {
   constexpr int64_t kFewRows = 16;  // are multiplied as they are
   // Odd sizes, around the border of few rows, more than a block of depth, and several blocks of a
   // library's product.
-  constexpr std::array<reference::MatmulSize, 15> kShapes = {{{0, 5, 3},
+  constexpr std::array<reference::MatmulSize, 17> kShapes = {{{0, 5, 3},
                                                               {10, 0, 3},
                                                               {10, 5, 0},
                                                               {1, 131, 67},
@@ -46,7 +46,9 @@ TEST_P(Conformance, MatmulAtMediumPrecisionRoundsWhatMeetsBf16Weights) {
                                                               {270, 290, 33},
                                                               {300, 515, 129},
                                                               {7950, 12, 3},
-                                                              {11, 3, 5000}}};
+                                                              {11, 3, 5000},
+                                                              {20, 1541, 33},
+                                                              {530, 800, 17}}};
   for (const auto [M, N, K] : kShapes) {
     for (const MatmulForm form : {MatmulForm::nt, MatmulForm::nn, MatmulForm::tn}) {
       for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
@@ -80,6 +82,49 @@ TEST_P(Conformance, MatmulAtMediumPrecisionRoundsWhatMeetsBf16Weights) {
                 return std::vector{c};
               },
               {expected});
+        }
+      }
+    }
+  }
+}
+
+// Great depth is cut into parts, and those into pieces. Of small whole numbers every sum is exact,
+// in any order.
+TEST_P(Conformance, MatmulOfGreatDepthAddsUpAllParts) {
+  if (GetParam().device != "cpu") {
+    GTEST_SKIP() << "a way of the CPU alone";
+  }
+  constexpr int64_t M = 19;
+  constexpr int64_t N = 9;
+  const auto small = [](int64_t count) {
+    Values values(count);
+    for (int64_t i = 0; i < count; ++i) {
+      values[i] = static_cast<double>(i * i % 7 % 3) - 1;
+    }
+    return values;
+  };
+  const Values bias = small(N);
+  const Values before = small(M * N);
+  for (const MatmulPrecision precision : {MatmulPrecision::highest, MatmulPrecision::medium}) {
+    take_matmul_precision(precision);
+    for (const int64_t K : {16384, 70001}) {
+      for (const DType dtype : {DType::f32, DType::bf16}) {
+        for (const bool accumulate : {false, true}) {
+          SCOPED_TRACE(fmt::format("K {} {} {}", K, name_of(dtype), accumulate));
+          const Values a = small(M * K);
+          const Values b = small(K * N);
+          Values expected = before;
+          reference::matmul(a.data(), b.data(), bias.data(), MatmulForm::nn, accumulate, {M, N, K},
+                            expected.data());
+          for (const auto& backend : backends_) {
+            const Tensor c = upload(*backend, before, {M, N});
+            const Tensor device_bias = upload(*backend, bias, {N});
+            MatmulArgs args{.form = MatmulForm::nn, .accumulate = accumulate};
+            args.bias = &device_bias;
+            backend->matmul(upload(*backend, a, {M, K}), upload(*backend, b, {K, N}, dtype), args,
+                            c);
+            EXPECT_EQ(test::download(*backend, c), expected);
+          }
         }
       }
     }

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <csignal>
 #include <mutex>
+#include <numeric>
 #include <thread>
 #include <vector>
 
@@ -62,6 +63,38 @@ TEST(ThreadPool, RunsEveryTaskOnce) {
         ASSERT_EQ(hit, 1);
       }
     }
+  }
+}
+
+TEST(ThreadPool, TellsEachTaskWhichThreadRunsIt) {
+  ThreadPool pool(3);
+  const std::thread::id caller = std::this_thread::get_id();
+  for (int repeat = 0; repeat < 200; ++repeat) {
+    std::vector<std::thread::id> ids(3);  // by thread: its first task's
+    std::vector<int> wrong(24);
+    pool.run_by_thread(24, [&](int64_t i, int thread) {
+      const std::thread::id id = std::this_thread::get_id();
+      if (ids[thread] == std::thread::id()) {
+        ids[thread] = id;
+      }
+      wrong[i] = ids[thread] != id || (thread == 0) != (id == caller);
+      pool.run_by_thread(2, [&](int64_t, int inner) { wrong[i] += inner != 0; });
+    });
+    EXPECT_EQ(std::accumulate(wrong.begin(), wrong.end(), 0), 0);
+  }
+}
+
+TEST(ThreadPool, WaitsForTasksThatOutlastItsSpinning) {
+  ThreadPool pool(2);
+  const std::thread::id caller = std::this_thread::get_id();
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    std::atomic<int> ended = 0;
+    pool.run(4, [&](int64_t) {
+      const bool slow = std::this_thread::get_id() != caller;
+      std::this_thread::sleep_for(std::chrono::microseconds(slow ? 3000 : 300));
+      ++ended;
+    });
+    EXPECT_EQ(ended, 4);
   }
 }
 

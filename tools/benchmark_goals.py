@@ -52,8 +52,9 @@ def machine_goals(record):
              for case in record.get("scaling", [])]
     if gains:
         gain, name = min(gains)
+        reached = sum(each >= 1.85 for each, _ in gains)
         yield ("Two threads against one, every case of 1 Mflop or more", "at least 1.85 times as fast",
-               f"{gain:.2f} (`{name}`)", gain >= 1.85)
+               f"{gain:.2f} (`{name}`); {reached} of {len(gains)} cases reach it", gain >= 1.85)
     costs = [(median(case["busy_seconds"]) / median(case["quiet_seconds"]), case["name"])
              for case in record.get("neighbour", [])]
     if costs:

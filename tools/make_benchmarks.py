@@ -57,6 +57,7 @@ KINDS = [  # kind of case, what it is, what its figure includes and does not inc
 README_CASES = ["lora_delta:T=64,d=1024,r=8", "lora_linear:T=64,d=1024,r=8", "lora_step:B=4,T=64,d=512,r=8",
                 "adamw:n=262144", "rms_norm:T=64,C=1024", "sample:V=32000,mode=top_k,k=50",
                 "sample:V=32000,mode=top_p,p=0.9", "train_step:shape=qwen2.5-0.5b,T=512,r=16,dtype=bf16",
+                "prefill:shape=qwen2.5-0.5b,T=512,dtype=bf16",
                 "decode:shape=qwen2.5-0.5b,prompt=16,tokens=32,dtype=bf16"]
 
 
@@ -144,12 +145,13 @@ def kernel_section(record, device):
 
 def threads_section(record):
     rows = [[f"`{case['name']}`", duration(median(case["one_seconds"])), duration(median(case["all_seconds"])),
-             f"{median(case['one_seconds']) / median(case['all_seconds']):.2f}"] for case in record.get("scaling", [])]
+             f"{median(case['one_seconds']) / median(case['all_seconds']):.2f}",
+             f"{min(case['one_seconds']) / min(case['all_seconds']):.2f}"] for case in record.get("scaling", [])]
     if not rows:
         return []
     return ["### One thread and all", "", f"Every case of 1 Mflop or more, with one thread and with {record['threads']}, taking "
             "turns. Small cases run on one thread by choice: waking another costs more than it gains.", "",
-            *table(["case", "one thread", "all", "gain"], rows)]
+            *table(["case", "one thread", "all", "gain", "gain of minima"], rows)]
 
 
 def neighbour_section(record):
@@ -248,7 +250,7 @@ is typed by hand, and a test checks that page, charts and samples agree.
 - Both sides do the same operation on the same shapes in the same run, in the same number type unless the case says otherwise. Each
   side is a process that waits while the others work; for every case the sides take turns, in an order that rotates, so that a
   change in the machine's load meets all of them. Models that take minutes a call are the exception: one side after the other.
-- Three calls of a small case, or one of a whole model, come before the samples and are not counted.
+- Three calls of a small case, or one of a whole model, come before the samples and are not counted{settled}.
 - wick proves the result of each small case against a scalar reference in double precision before it is timed; whole models are
   proved by the test suite against PyTorch.
 - Every kernel timed is the one that `wick train`, `generate` and `evaluate` run.
@@ -269,8 +271,18 @@ tools/compare_bench.py OLD.json NEW.json
 """
 
 
+def settled(records):
+    """What comes before each turn of a small case, for the records that say so."""
+    seconds = {(is_gpu(record), record["settle_seconds"]) for record in records.values() if "settle_seconds" in record}
+    places = [f"{duration(s)} of calls on {'a GPU' if gpu else 'the CPU'}" for gpu, s in sorted(seconds)]
+    if not places:
+        return ""
+    return (f"; nor are those before each\n  turn of a small case, {' and '.join(places)}: a core that slept may take a millisecond to "
+            "come back")
+
+
 def benchmarks_page(records):
-    parts = [METHOD.rstrip("\n"), ""]
+    parts = [METHOD.format(settled=settled(records)).rstrip("\n"), ""]
     for device, record in records.items():
         parts += gpu_lines(record, device, records.get("cpu")) if is_gpu(record) else device_part(record, device)
     return "\n".join(parts + [REPRODUCE])

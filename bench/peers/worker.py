@@ -3,7 +3,8 @@
 A case is named `kind:key=value,...`, for example `lora_delta:T=64,d=1024,r=8`. The driver (`../compare.py`) writes one
 JSON line {"case": NAME, "samples": N, "budget_s": SECONDS}; the worker answers with one JSON line, {"seconds": [...]},
 {"unavailable": WHY}, or, for a request {"info": true}, its version and threads. Every sample is one awaited call; there
-are N of them, or as many as fit into the budget, at least one. A call with an attribute `repeats` does the work so many
+are N of them, or as many as fit into the budget, at least one. With "settle_s": SECONDS, calls of that long come before
+them and are not counted. A call with an attribute `repeats` does the work so many
 times: its seconds are those of one. A worker whose information says "forgets" drops what it has prepared at a request
 {"forget": true}.
 """
@@ -70,6 +71,8 @@ def run_case(request, kinds, prepared, what_lacks):
             prepared[name] = kinds[kind](**values)
             sample(prepared[name], request.get("warm_up", 3), request.get("warm_up_s", 1.0))
         call = prepared[name]
+        if request.get("settle_s"):
+            sample(call, float("inf"), request["settle_s"])
         answer = {"seconds": sample(call, request["samples"], request.get("budget_s", 1e9))}
     except Unavailable as reason:
         prepared.pop(name, None)

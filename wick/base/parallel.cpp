@@ -24,8 +24,11 @@ thread_local bool inside_task = false;
 
 using Clock = std::chrono::steady_clock;
 
-// What a futex sleep and wake would cost anyway.
-constexpr auto kSpin = std::chrono::microseconds(20);
+constexpr size_t kCacheLine = 64;
+
+// What a sleep and a wake cost on a virtual machine: 20-80 us until the worker runs, and 6-15 us of
+// the caller, who asks for it.
+constexpr auto kSpin = std::chrono::microseconds(100);
 // The longest wait for the end of a run that has no task left to give.
 constexpr auto kSpinBesideARun = std::chrono::microseconds(500);
 
@@ -34,7 +37,7 @@ constexpr auto kSpinBesideARun = std::chrono::microseconds(500);
 template <class Ready, class Until>
 bool spin(Ready ready, Until until) {
   for (;;) {
-    for (int i = 0; i < 32; ++i) {
+    for (int i = 0; i < 128; ++i) {
       if (ready()) {
         return true;
       }
@@ -105,8 +108,10 @@ class Placement {
 };
 
 struct ThreadPool::State {
+  using Body = std::function<void(int64_t, int)>;
+
   // The tasks that a thread begins with. Others take from them when their own are done.
-  struct alignas(64) Share {
+  struct alignas(kCacheLine) Share {
     // The number of the run in the upper half, the next free task in the lower. A thread claims a
     // task by moving on exactly the ticket it has read. So a worker that the system wakes too late
     // finds nothing to claim, and nobody waits for it.
@@ -117,23 +122,27 @@ struct ThreadPool::State {
   explicit State(int threads)
       : shares(static_cast<size_t>(threads)), placement(static_cast<size_t>(threads)) {}
 
+  // What all threads read during a run, what they write, and what sleeping needs lie on lines of
+  // their own: a line that another core has just written takes some 100 ns to come back.
   std::vector<Share> shares;  // by thread; the caller's is the first, and is opened last
-  std::vector<std::thread> workers;
-  Placement placement;
+  std::atomic<int64_t> count{0};
+  std::atomic<const Body*> task{nullptr};
+  alignas(kCacheLine) std::atomic<int64_t> finished{0};
+  alignas(kCacheLine) std::atomic<int> sleeping_workers{0};
+  std::atomic<bool> caller_sleeps{false};
+  std::atomic<bool> stop{false};
+  std::atomic<bool> failed{false};
+  std::exception_ptr error;
   std::mutex mutex;
   std::condition_variable wake;
   std::condition_variable done;
-  std::atomic<bool> stop{false};
-  std::atomic<int64_t> finished{0};
-  std::atomic<int64_t> count{0};
-  std::atomic<const std::function<void(int64_t)>*> task{nullptr};
-  std::exception_ptr error;
+  std::vector<std::thread> workers;
+  Placement placement;
 
-  uint64_t run_number() const {
-    return shares.front().ticket.load(std::memory_order_acquire) >> 32;
-  }
+  uint64_t run_number() const { return shares.front().ticket.load() >> 32; }
 
-  void open_run(int64_t tasks, const std::function<void(int64_t)>& body) {
+  // Returns the number of the run.
+  uint64_t open_run(int64_t tasks, const Body& body) {
     const uint64_t number = run_number();
     // Closes the ended run before its fields change: nobody may claim its next number with the new
     // body. Whoever reads a new field sees the closed ticket too.
@@ -150,28 +159,42 @@ struct ThreadPool::State {
       Share& share = shares[i];
       share.end.store(begin_of(i + 1), std::memory_order_release);
       const auto begin = static_cast<uint64_t>(begin_of(i));
-      share.ticket.store((number + 1) << 32 | begin, std::memory_order_release);
+      // Sequentially consistent, as are all accesses to what a thread looks at before it sleeps and
+      // to what says that it does: one of the two threads then sees what the other has written.
+      share.ticket.store((number + 1) << 32 | begin);
+    }
+    return number + 1;
+  }
+
+  void wake_workers() {
+    if (sleeping_workers.load() > 0) {
+      // A worker that has looked and not yet slept holds the lock.
+      { const std::lock_guard lock(mutex); }
+      wake.notify_all();
     }
   }
 
-  // Claims and runs tasks until none is left, those of the thread's own share first.
-  void work(size_t thread) {
+  // Claims and runs tasks of a run until none is left, those of the thread's own share first.
+  void work(size_t thread, uint64_t number) {
     inside_task = true;
     for (size_t i = 0; i < shares.size(); ++i) {
-      work_off(shares[(thread + i) % shares.size()]);
+      work_off(shares[(thread + i) % shares.size()], static_cast<int>(thread), number);
     }
     inside_task = false;
   }
 
-  void work_off(Share& share) {
+  // Not of the next run, should that have begun: there too, the thread is to begin with its own.
+  void work_off(Share& share, int thread, uint64_t number) {
+    int64_t done_here = 0;  // told to the others once, at the end
+    int64_t all = 0;
     uint64_t claimed = share.ticket.load(std::memory_order_acquire);
     for (;;) {
       const auto index = static_cast<int64_t>(claimed & 0xFFFFFFFFU);
       const int64_t end = share.end.load(std::memory_order_acquire);
-      const int64_t all = count.load(std::memory_order_acquire);
-      const auto* body = task.load(std::memory_order_acquire);
-      if (index >= end) {
-        return;
+      const int64_t tasks = count.load(std::memory_order_acquire);
+      const Body* body = task.load(std::memory_order_acquire);
+      if (index >= end || claimed >> 32 != number) {
+        break;
       }
       if (!share.ticket.compare_exchange_weak(claimed, claimed + 1, std::memory_order_acq_rel,
                                               std::memory_order_acquire)) {
@@ -180,18 +203,48 @@ struct ThreadPool::State {
       // The ticket was current, and the run cannot end without this task: body and count are its
       // own.
       try {
-        (*body)(index);
+        (*body)(index, thread);
       } catch (...) {
-        const std::lock_guard lock(mutex);
-        if (!error) {
-          error = std::current_exception();
-        }
+        keep_error(std::current_exception());
       }
-      if (finished.fetch_add(1, std::memory_order_acq_rel) + 1 == all) {
-        const std::lock_guard lock(mutex);
-        done.notify_one();
-      }
+      ++done_here;
+      all = tasks;
       claimed = share.ticket.load(std::memory_order_acquire);
+    }
+    if (done_here > 0 && finished.fetch_add(done_here) + done_here == all && caller_sleeps.load()) {
+      { const std::lock_guard lock(mutex); }
+      done.notify_one();
+    }
+  }
+
+  void keep_error(std::exception_ptr thrown) {
+    const std::lock_guard lock(mutex);
+    if (!error) {
+      error = std::move(thrown);
+    }
+    failed = true;
+  }
+
+  void rethrow_error() {
+    if (failed.load(std::memory_order_acquire)) {
+      const std::lock_guard lock(mutex);
+      failed = false;
+      std::rethrow_exception(std::exchange(error, nullptr));
+    }
+  }
+
+  // Until all tasks of the caller's run have ended.
+  void wait_for_end(int64_t tasks) {
+    const auto all_finished = [&] { return finished.load() == tasks; };
+    if (all_finished()) {
+      return;
+    }
+    const Clock::time_point until = Clock::now() + kSpin;
+    if (!spin(all_finished, [&](Clock::time_point) { return until; })) {
+      std::unique_lock lock(mutex);
+      caller_sleeps = true;
+      done.wait(lock, all_finished);
+      caller_sleeps = false;
     }
   }
 
@@ -218,13 +271,15 @@ struct ThreadPool::State {
       const auto ready = [&] { return run_number() != seen || stop; };
       if (!spin_for_run(ready)) {
         std::unique_lock lock(mutex);
+        ++sleeping_workers;
         wake.wait(lock, ready);
+        --sleeping_workers;
       }
       if (stop) {
         return;
       }
       seen = run_number();
-      work(thread);
+      work(thread, seen);
     }
   }
 };
@@ -252,32 +307,24 @@ int ThreadPool::threads() const {
 }
 
 void ThreadPool::run(int64_t count, const std::function<void(int64_t)>& task) {
+  run_by_thread(count, [&](int64_t i, int) { task(i); });
+}
+
+void ThreadPool::run_by_thread(int64_t count, const std::function<void(int64_t, int)>& task) {
   State& s = *state_;
   if (count <= 1 || s.workers.empty() || inside_task) {
     for (int64_t i = 0; i < count; ++i) {
-      task(i);
+      task(i, 0);
     }
     return;
   }
   check(count < (int64_t{1} << 31), "thread pool: {} tasks in one run", count);
   s.placement.keep_off_caller(s.workers);
-  {
-    // Under the lock, so that a worker between its last look and its sleep cannot miss the new run.
-    const std::lock_guard lock(s.mutex);
-    s.open_run(count, task);
-  }
-  s.wake.notify_all();
-  s.work(0);
-  const auto all_finished = [&] { return s.finished.load(std::memory_order_acquire) == count; };
-  const Clock::time_point until = Clock::now() + kSpin;
-  if (!spin(all_finished, [&](Clock::time_point) { return until; })) {
-    std::unique_lock lock(s.mutex);
-    s.done.wait(lock, all_finished);
-  }
-  const std::lock_guard lock(s.mutex);
-  if (s.error) {
-    std::rethrow_exception(std::exchange(s.error, nullptr));
-  }
+  const uint64_t number = s.open_run(count, task);
+  s.wake_workers();
+  s.work(0, number);
+  s.wait_for_end(count);
+  s.rethrow_error();
 }
 
 }  // namespace wick

@@ -18,7 +18,7 @@ struct LossRows {
 struct HeadLossOptions {
   int64_t vocab_size = 0;
   Tensor gradient_scale;           // f32 [1], usually 1 / number of targets of the whole step
-  int64_t chunk_bytes = 64 << 20;  // for the logits of a chunk
+  int64_t chunk_bytes = 80 << 20;  // for the logits of a chunk
   int64_t most_rows = 256;         // in a chunk
 };
 

@@ -140,12 +140,14 @@ void adamw(const Context& context, const Tensor& grad, const AdamwArgs& args, co
     int64_t begin, count;
   };
   std::vector<Task> tasks;  // over all segments, so that many small ones still make one run
+  int64_t values = 0;
   for (const AdamwSegment& segment : args.segments) {
+    values += segment.count;
     for (int64_t at = 0; at < segment.count; at += kTaskElements) {
       tasks.push_back({&segment, segment.begin + at, std::min(kTaskElements, segment.count - at)});
     }
   }
-  context.pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
+  const auto update = [&](int64_t i) {
     const auto [segment, begin, count] = tasks[i];
     AdamwFactors own = factors;
     own.learning_rate = learning_rate * segment->learning_rate_ratio;
@@ -153,11 +155,19 @@ void adamw(const Context& context, const Tensor& grad, const AdamwArgs& args, co
     HWY_DYNAMIC_DISPATCH(AdamwRange)
     (grad.data<float>() + begin, own, count, p.data<float>() + begin, m.data<float>() + begin,
      v.data<float>() + begin);
-  });
+  };
+  const auto count = static_cast<int64_t>(tasks.size());
+  constexpr int64_t kSerialValues = 32768;  // beside another core's, most are to be fetched
+  for_ranges(context, count, values <= kSerialValues ? std::max<int64_t>(count, 1) : 1,
+             [&](int64_t begin, int64_t end) {
+               for (int64_t i = begin; i < end; ++i) {
+                 update(i);
+               }
+             });
 }
 
 void sum_squares(const Context& context, const Tensor& x, const Tensor& out) {
-  std::vector<float> sums((x.elements() + kTaskElements - 1) / kTaskElements);
+  std::vector<float> sums(ceil_div(x.elements(), kTaskElements));
   for_ranges(context, x.elements(), kTaskElements, [&](int64_t begin, int64_t end) {
     sums[begin / kTaskElements] =
         HWY_DYNAMIC_DISPATCH(SumSquares)(x.data<float>() + begin, end - begin);

@@ -3,12 +3,17 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "wick/backend/cpu/memory.h"
 #include "wick/base/parallel.h"
 #include "wick/core/kernel_args.h"
 
 namespace wick::cpu {
+
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 struct Context {
   ThreadPool& pool;
@@ -17,11 +22,18 @@ struct Context {
   bool bf16_products = false;  // has_bf16_products()
 };
 
-// Calls body(begin, end) for the ranges of `grain` items that make up [0, count).
+// Calls body(begin, end), or body(begin, end, thread), for the ranges of `grain` items that make up
+// [0, count).
 template <class Body>
 void for_ranges(const Context& context, int64_t count, int64_t grain, const Body& body) {
-  context.pool.run((count + grain - 1) / grain,
-                   [&](int64_t i) { body(i * grain, std::min(count, (i + 1) * grain)); });
+  context.pool.run_by_thread(ceil_div(count, grain), [&](int64_t i, int thread) {
+    const int64_t end = std::min(count, (i + 1) * grain);
+    if constexpr (std::is_invocable_v<Body, int64_t, int64_t, int>) {
+      body(i * grain, end, thread);
+    } else {
+      body(i * grain, end);
+    }
+  });
 }
 
 // As many rows as make a task of about `work` elements.

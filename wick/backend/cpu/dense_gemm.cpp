@@ -5,7 +5,6 @@
 #include <dnnl.hpp>
 
 #include <cassert>
-#include <unordered_map>
 
 namespace wick::cpu {
 
@@ -23,10 +22,6 @@ class OneOpenMpThread {
   int before_;
 };
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 // The size of each of `parts` equal parts of `whole`, in steps that suit oneDNN's tiles.
 int64_t part_of(int64_t whole, int64_t parts, int64_t step) {
   return ceil_div(ceil_div(whole, parts), step) * step;
@@ -38,9 +33,10 @@ struct Cutting {
 
 // Large enough for oneDNN's full rate (both sides are packed once a block), small enough that some
 // eight tasks can share the work.
+constexpr int64_t kWantedTasks = 8;
+
 template <class Product>
 Cutting cut(const Product& p) {
-  constexpr int64_t kWantedTasks = 8;
   if (p.M * p.N * p.K < kSerialProducts) {
     return {p.M, p.N};
   }
@@ -58,6 +54,17 @@ Cutting cut(const Product& p) {
   return {part_of(p.M, row_parts, 8), part_of(p.N, column_parts, 16)};
 }
 
+// Of bf16, oneDNN packs the right side of each block: so blocks of many rows, as wide as its tiles,
+// where those are tasks enough.
+Cutting cut_bf16(const Bf16Product& p) {
+  constexpr int64_t kColumns = 192;
+  const int64_t row_parts = ceil_div(p.M, 512);
+  if (row_parts * ceil_div(p.N, kColumns) < kWantedTasks) {
+    return cut(p);
+  }
+  return {part_of(p.M, row_parts, 8), kColumns};
+}
+
 void add_bias(const float* bias, int64_t rows, int64_t columns, int64_t stride, float* c) {
   for (int64_t m = 0; m < rows; ++m) {
     for (int64_t n = 0; n < columns; ++n) {
@@ -66,47 +73,113 @@ void add_bias(const float* bias, int64_t rows, int64_t columns, int64_t stride, 
   }
 }
 
-// A block of a Bf16Product.
-struct Bf16Block {
-  int64_t rows, columns;
-  const Bf16 *a, *b;
-  const float* bias;
-  float* c;
+// A part of a product: of its result, or also of its depth.
+struct Part {
+  int64_t m, n, k, rows, columns, depth;
 };
 
+// Where a part goes: to rows `stride` apart.
+struct Target {
+  float* c;
+  int64_t stride;
+  bool accumulate;
+};
+
+void multiply_part(const DenseProduct& p, const Part& part, const Target& to) {
+  const bool transposed = p.form == MatmulForm::tn;
+  const float* a = transposed ? p.a + part.k * p.M + part.m : p.a + part.m * p.K + part.k;
+  [[maybe_unused]] const dnnl_status_t status =
+      dnnl_sgemm(transposed ? 'T' : 'N', 'N', part.rows, part.columns, part.depth, 1.0F, a,
+                 transposed ? p.M : p.K, p.b + part.k * p.N + part.n, p.N,
+                 to.accumulate ? 1.0F : 0.0F, to.c, to.stride);
+  assert(status == dnnl_success);
+}
+
 // oneDNN keeps the code that it makes for a size, so asking for it again costs some 5 us.
-void multiply_block(const Bf16Product& p, const Bf16Block& block) {
+void multiply_part(const Bf16Product& p, const Part& part, const Target& to) {
   using dnnl::memory;
   constexpr auto kBf16 = memory::data_type::bf16;
-  constexpr auto kF32 = memory::data_type::f32;
   const auto any = [](const auto* data) {
     return const_cast<void*>(static_cast<const void*>(data));
   };
   const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-  const memory::dims weight_strides =
-      p.form == MatmulForm::nt ? memory::dims{1, p.K} : memory::dims{p.N, 1};
-  const memory::desc a({block.rows, p.K}, kBf16, memory::dims{p.K, 1});
-  const memory::desc b({p.K, block.columns}, kBf16, weight_strides);
-  const memory::desc c({block.rows, block.columns}, kF32, memory::dims{p.N, 1});
-  const memory::desc bias({1, block.columns}, kF32, memory::dims{block.columns, 1});
+  const bool nt = p.form == MatmulForm::nt;
+  const memory::desc a({part.rows, part.depth}, kBf16, memory::dims{p.K, 1});
+  const memory::desc b({part.depth, part.columns}, kBf16,
+                       nt ? memory::dims{1, p.K} : memory::dims{p.N, 1});
+  const memory::desc c({part.rows, part.columns}, memory::data_type::f32,
+                       memory::dims{to.stride, 1});
   dnnl::primitive_attr attributes;
-  if (p.accumulate) {
+  if (to.accumulate) {
     dnnl::post_ops add;
     add.append_sum(1.0F);
     attributes.set_post_ops(add);
   }
-  const auto description =
-      block.bias == nullptr ? dnnl::matmul::desc(a, b, c) : dnnl::matmul::desc(a, b, bias, c);
+  const dnnl::matmul::desc description(a, b, c);
   const dnnl::matmul product(dnnl::matmul::primitive_desc(description, attributes, engine));
   dnnl::stream stream(engine);
-  std::unordered_map<int, memory> arguments = {{DNNL_ARG_SRC, memory(a, engine, any(block.a))},
-                                               {DNNL_ARG_WEIGHTS, memory(b, engine, any(block.b))},
-                                               {DNNL_ARG_DST, memory(c, engine, block.c)}};
-  if (block.bias != nullptr) {
-    arguments.emplace(DNNL_ARG_BIAS, memory(bias, engine, any(block.bias)));
-  }
-  product.execute(stream, arguments);
+  const Bf16* left = p.a + part.m * p.K + part.k;
+  const Bf16* right = p.b + (nt ? part.n * p.K + part.k : part.k * p.N + part.n);
+  product.execute(stream, {{DNNL_ARG_SRC, memory(a, engine, any(left))},
+                           {DNNL_ARG_WEIGHTS, memory(b, engine, any(right))},
+                           {DNNL_ARG_DST, memory(c, engine, to.c)}});
   stream.wait();
+}
+
+// A task a block of the result.
+template <class Product>
+void multiply_blocks(const Context& context, const Product& p, const Cutting& block) {
+  const int64_t row_tasks = ceil_div(p.M, block.rows);
+  context.pool.run(row_tasks * ceil_div(p.N, block.columns), [&](int64_t task) {
+    const OneOpenMpThread one;
+    const int64_t m = task % row_tasks * block.rows;
+    const int64_t n = task / row_tasks * block.columns;
+    const Part part{m, n, 0, std::min(block.rows, p.M - m), std::min(block.columns, p.N - n), p.K};
+    const Target to{p.c + m * p.N + n, p.N, p.accumulate};
+    multiply_part(p, part, to);
+    if (p.bias != nullptr) {
+      add_bias(p.bias + n, part.rows, part.columns, p.N, to.c);
+    }
+  });
+}
+
+// Products of little width and great depth, such as the gradient of the head's input: blocks of the
+// result would be narrow, and each packs its part of both sides. So a task is a part of the depth,
+// in pieces that oneDNN packs well, and the parts are added up in their order.
+template <class Product>
+bool suits_depth(const Product& p) {
+  constexpr int64_t kLeastDepth = 16384;
+  constexpr int64_t kMostResult = 524'288;  // values; there are kWantedTasks of them
+  return p.form == MatmulForm::nn && p.K >= kLeastDepth && p.M * p.N <= kMostResult;
+}
+
+template <class Product>
+void multiply_depths(const Context& context, const Product& p) {
+  constexpr int64_t kPiece = 8192;
+  const int64_t values = p.M * p.N;
+  const int64_t depth = part_of(p.K, kWantedTasks, 64);
+  const int64_t parts = ceil_div(p.K, depth);
+  const Scratch sums(context.scratch, parts * values);
+  context.pool.run(parts, [&](int64_t task) {
+    const OneOpenMpThread one;
+    const int64_t end = std::min(p.K, (task + 1) * depth);
+    for (int64_t k = task * depth; k < end; k += kPiece) {
+      multiply_part(p, {0, 0, k, p.M, p.N, std::min(kPiece, end - k)},
+                    {sums.data() + task * values, p.N, k > task * depth});
+    }
+  });
+  for_ranges(context, p.M, rows_of(task_elements(values), p.N), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * p.N; i < end * p.N; ++i) {
+      float sum = p.accumulate ? p.c[i] : 0.0F;
+      for (int64_t part = 0; part < parts; ++part) {
+        sum += sums.data()[part * values + i];
+      }
+      p.c[i] = sum;
+    }
+    if (p.bias != nullptr) {
+      add_bias(p.bias, end - begin, p.N, p.N, p.c + begin * p.N);
+    }
+  });
 }
 
 }  // namespace
@@ -122,38 +195,19 @@ bool dense_gemm_serves(MatmulForm form, int64_t K) {
 }
 
 void multiply_dense(const Context& context, const DenseProduct& p) {
-  const Cutting block = cut(p);
-  const int64_t row_tasks = ceil_div(p.M, block.rows);
-  const bool transposed = p.form == MatmulForm::tn;
-  context.pool.run(row_tasks * ceil_div(p.N, block.columns), [&](int64_t task) {
-    const OneOpenMpThread one;
-    const int64_t m = task % row_tasks * block.rows;
-    const int64_t n = task / row_tasks * block.columns;
-    const int64_t rows = std::min(block.rows, p.M - m);
-    const int64_t columns = std::min(block.columns, p.N - n);
-    float* c = p.c + m * p.N + n;
-    [[maybe_unused]] const dnnl_status_t status = dnnl_sgemm(
-        transposed ? 'T' : 'N', 'N', rows, columns, p.K, 1.0F, transposed ? p.a + m : p.a + m * p.K,
-        transposed ? p.M : p.K, p.b + n, p.N, p.accumulate ? 1.0F : 0.0F, c, p.N);
-    assert(status == dnnl_success);
-    if (p.bias != nullptr) {
-      add_bias(p.bias + n, rows, columns, p.N, c);
-    }
-  });
+  if (suits_depth(p)) {
+    multiply_depths(context, p);
+  } else {
+    multiply_blocks(context, p, cut(p));
+  }
 }
 
 void multiply_bf16(const Context& context, const Bf16Product& p) {
-  const Cutting block = cut(p);
-  const int64_t row_tasks = ceil_div(p.M, block.rows);
-  const int64_t column = p.form == MatmulForm::nt ? p.K : 1;  // from one to the next in b
-  context.pool.run(row_tasks * ceil_div(p.N, block.columns), [&](int64_t task) {
-    const OneOpenMpThread one;
-    const int64_t m = task % row_tasks * block.rows;
-    const int64_t n = task / row_tasks * block.columns;
-    multiply_block(p,
-                   {std::min(block.rows, p.M - m), std::min(block.columns, p.N - n), p.a + m * p.K,
-                    p.b + n * column, p.bias == nullptr ? nullptr : p.bias + n, p.c + m * p.N + n});
-  });
+  if (suits_depth(p)) {
+    multiply_depths(context, p);
+  } else {
+    multiply_blocks(context, p, cut_bf16(p));
+  }
 }
 
 }  // namespace wick::cpu

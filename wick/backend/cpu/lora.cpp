@@ -4,6 +4,7 @@
 //   collect g[r,n] += scale sum_t s[t,r] x[t,n]      the gradients of A and of B
 #include "wick/backend/cpu/lora.h"
 
+#include "wick/backend/cpu/packed_by_thread.h"
 #include "wick/backend/cpu/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -19,7 +20,7 @@
 namespace wick::cpu {
 
 HWY_EXPORT(Shrink);
-HWY_EXPORT(TaskRows);
+HWY_EXPORT(ShrinkTileRows);
 HWY_EXPORT(PanelColumns);
 HWY_EXPORT(PackPanelsOfColumns);
 HWY_EXPORT(PackPanelsOfRows);
@@ -30,38 +31,40 @@ HWY_EXPORT(Transpose);
 
 namespace {
 
-// Rows of a task: all of them when there is little to do.
-int64_t task_rows(int64_t T, int64_t products_of_a_row) {
-  const bool serial = T * products_of_a_row < kSerialProducts;
-  return serial ? std::max<int64_t>(T, 1) : HWY_DYNAMIC_DISPATCH(TaskRows)();
+// Rows of a task: all of them when there is little to do, and no fewer than are worth a thread.
+int64_t task_rows(const Context& context, int64_t T, int64_t products_of_a_row) {
+  if (T * products_of_a_row < kSerialProducts) {
+    return std::max<int64_t>(T, 1);
+  }
+  const int64_t tile = HWY_DYNAMIC_DISPATCH(ShrinkTileRows)();
+  const int64_t least = ceil_div(kSerialProducts / 2, products_of_a_row);
+  const int64_t rows = std::max(least, ceil_div(T, context.pool.threads()));
+  constexpr int64_t kMostRows = 32;
+  return ceil_div(std::min(rows, kMostRows), tile) * tile;
 }
 
 int64_t padded(int64_t n) {
   const int64_t width = HWY_DYNAMIC_DISPATCH(PanelColumns)();
-  return (n + width - 1) / width * width;
+  return ceil_div(n, width) * width;
 }
 
 enum class Stored { rank_first, rank_last };
 
 // w as [R, n] or as [n, R] into panels for Expand.
-void pack_panels(const Context& context, const float* w, Stored stored, int64_t n, int64_t R,
-                 float* panels) {
+void pack_panels(const float* w, Stored stored, int64_t n, int64_t R, float* panels) {
   const int64_t width = HWY_DYNAMIC_DISPATCH(PanelColumns)();
-  const int64_t panels_of_a_task = std::max<int64_t>(1, 65536 / (width * R));
-  for_ranges(context, padded(n) / width, panels_of_a_task, [&](int64_t begin, int64_t end) {
-    for (int64_t first = begin * width; first < end * width && first < n; first += width) {
-      const int64_t columns = std::min(width, n - first);
-      float* panel = panels + first * R;
-      if (columns < width) {
-        std::fill_n(panel, width * R, 0.0F);
-      }
-      if (stored == Stored::rank_first) {
-        HWY_DYNAMIC_DISPATCH(PackPanelsOfColumns)(w, first, columns, n, R, panel);
-      } else {
-        HWY_DYNAMIC_DISPATCH(PackPanelsOfRows)(w, first, columns, R, panel);
-      }
+  for (int64_t first = 0; first < n; first += width) {
+    const int64_t columns = std::min(width, n - first);
+    float* panel = panels + first * R;
+    if (columns < width) {
+      std::fill_n(panel, width * R, 0.0F);
     }
-  });
+    if (stored == Stored::rank_first) {
+      HWY_DYNAMIC_DISPATCH(PackPanelsOfColumns)(w, first, columns, n, R, panel);
+    } else {
+      HWY_DYNAMIC_DISPATCH(PackPanelsOfRows)(w, first, columns, R, panel);
+    }
+  }
 }
 
 // What a call writes beside s.
@@ -80,27 +83,26 @@ void forward_of_rows(const Context& context, const Tensor& x, const LoraFactors&
   const float* b = adapter.b.data<float>();
   constexpr int64_t kFewRows = 2;
   const bool packed = count > kFewRows;
-  const Scratch panels(context.scratch, packed ? padded(out) * R : 0);
-  if (packed) {
-    pack_panels(context, b, Stored::rank_last, out, R, panels.data());
-  }
-  for_ranges(context, count, task_rows(count, R * (in + out)), [&](int64_t begin, int64_t end) {
+  const int64_t rows_of_task = task_rows(context, count, R * (in + out));
+  PackedByThread panels(context, ceil_div(count, rows_of_task), packed ? padded(out) * R : 0,
+                        [=](float* to) { pack_panels(b, Stored::rank_last, out, R, to); });
+  for_ranges(context, count, rows_of_task, [&](int64_t begin, int64_t end, int thread) {
     const int64_t first = index == nullptr ? begin : 0;
-    const int32_t* rows_of_task = index == nullptr ? nullptr : index + begin;
+    const int32_t* indices = index == nullptr ? nullptr : index + begin;
     const float* x_rows = x.data<float>() + first * in;
     float* s_rows = s.data<float>() + first * s.columns();
     float* y_rows = y.data<float>() + first * out;
-    SkinnyRows rows{rows_of_task, end - begin, in, s.columns()};
+    SkinnyRows rows{indices, end - begin, in, s.columns()};
     HWY_DYNAMIC_DISPATCH(Shrink)
     (x_rows, adapter.a.data<float>(), rows, {in, R, in, 1.0F}, s_rows);
     const SkinnySize size{out, R, R, adapter.scaling, output.accumulate};
     rows.wide_stride = out;
     if (packed) {
-      HWY_DYNAMIC_DISPATCH(Expand)(s_rows, panels.data(), rows, size, y_rows);
+      HWY_DYNAMIC_DISPATCH(Expand)(s_rows, panels.of(thread), rows, size, y_rows);
       return;
     }
     for (int64_t i = 0; i < rows.count; ++i) {
-      const int64_t row = rows_of_task == nullptr ? i : rows_of_task[i];
+      const int64_t row = indices == nullptr ? i : indices[i];
       HWY_DYNAMIC_DISPATCH(ExpandOneRow)
       (s_rows + row * s.columns(), b, size, y_rows + row * out);
     }
@@ -173,21 +175,23 @@ void lora_backward(const Context& context, const Tensor& x, const Tensor& s, con
 
   // Rows of these are a little longer, so that they do not fall into one set of the first cache.
   const int64_t stride = out + 16;
-  const Scratch b_transposed(context.scratch, R * stride);
-  const Scratch a_panels(context.scratch, dx ? padded(in) * R : 0);
-  HWY_DYNAMIC_DISPATCH(Transpose)(b, R, out, R, b_transposed.data(), stride);
-  if (dx) {
-    pack_panels(context, a, Stored::rank_first, in, R, a_panels.data());
-  }
-  for_ranges(context, T, task_rows(T, R * (in + out)), [&](int64_t begin, int64_t end) {
+  const int64_t rows_of_task = task_rows(context, T, R * (in + out));
+  const int64_t tasks = ceil_div(T, rows_of_task);
+  PackedByThread b_transposed(context, tasks, R * stride, [=](float* to) {
+    HWY_DYNAMIC_DISPATCH(Transpose)(b, R, out, R, to, stride);
+  });
+  PackedByThread a_panels(context, tasks, dx ? padded(in) * R : 0,
+                          [=](float* to) { pack_panels(a, Stored::rank_first, in, R, to); });
+  for_ranges(context, T, rows_of_task, [&](int64_t begin, int64_t end, int thread) {
     SkinnyRows rows{nullptr, end - begin, out, R};
     float* ds_rows = ds.data<float>() + begin * R;
     HWY_DYNAMIC_DISPATCH(Shrink)
-    (dy.data<float>() + begin * out, b_transposed.data(), rows, {out, R, stride, scaling}, ds_rows);
+    (dy.data<float>() + begin * out, b_transposed.of(thread), rows, {out, R, stride, scaling},
+     ds_rows);
     if (dx) {
       rows.wide_stride = in;
       HWY_DYNAMIC_DISPATCH(Expand)
-      (ds_rows, a_panels.data(), rows, {in, R, in, 1.0F}, dx.data<float>() + begin * in);
+      (ds_rows, a_panels.of(thread), rows, {in, R, in, 1.0F}, dx.data<float>() + begin * in);
     }
   });
 
@@ -195,8 +199,8 @@ void lora_backward(const Context& context, const Tensor& x, const Tensor& s, con
   const Scratch db_transposed(context.scratch, R * stride);
   const bool serial = T * R * (in + out) < kSerialProducts;
   const int64_t columns = serial ? std::max<int64_t>({in, out, 1}) : 192;
-  const int64_t a_tasks = (in + columns - 1) / columns;
-  const int64_t b_tasks = (out + columns - 1) / columns;
+  const int64_t a_tasks = ceil_div(in, columns);
+  const int64_t b_tasks = ceil_div(out, columns);
   const auto collect = [&](int64_t task) {
     if (task < a_tasks) {
       const int64_t begin = task * columns;

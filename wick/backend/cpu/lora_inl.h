@@ -10,8 +10,9 @@
 #endif
 // clang-format on
 
-#include <hwy/cache_control.h>
 #include <hwy/highway.h>
+
+#include <type_traits>
 
 #include "wick/backend/cpu/simd_inl.h"
 
@@ -149,9 +150,8 @@ void Shrink(const float* x, const float* w, const SkinnyRows& rows, const Skinny
   }
 }
 
-// Rows of a task: whole tiles of Shrink.
-int64_t TaskRows() {
-  return (32 + kShrinkRows - 1) / kShrinkRows * kShrinkRows;
+int64_t ShrinkTileRows() {
+  return kShrinkRows;
 }
 
 // Panels of as many columns as a tile of Expand has: [panel][r][column], the last one padded.
@@ -213,42 +213,39 @@ HWY_INLINE void expand_tile(const float* const* s, const float* panel, const Ski
   }
 }
 
+// So many panels at a time that they stay in the first cache, along the rows: the processor then
+// sees the next columns coming, and not the rows after the last, which may be another core's.
 void Expand(const float* s, const float* panels, const SkinnyRows& rows, const SkinnySize& size,
             float* y) {
+  constexpr int64_t kCached = 4096;  // floats: half of the first cache
   const int64_t width = PanelColumns();
+  const int64_t step = width * HWY_MAX(int64_t{1}, kCached / (width * HWY_MAX(int64_t{1}, size.R)));
   const float* from[kExpandRows];
   float* to[kExpandRows];
-  for (int64_t n = 0; n < size.n; n += width) {
-    const float* panel = panels + n * size.R;
-    const int64_t columns = HWY_MIN(width, size.n - n);
-    const auto point = [&](int64_t first, int64_t count) {
-      for (int64_t i = 0; i < count; ++i) {
+  for (int64_t begin = 0; begin < size.n; begin += step) {
+    const int64_t end = HWY_MIN(begin + step, size.n);
+    const auto tiles_of_rows = [&](int64_t first, auto count) HWY_ATTR {
+      for (int64_t i = 0; i < decltype(count)::value; ++i) {
         from[i] = s + row_at(rows, first + i) * rows.narrow_stride;
-        to[i] = y + row_at(rows, first + i) * rows.wide_stride + n;
+        to[i] = y + row_at(rows, first + i) * rows.wide_stride + begin;
       }
-    };
-    // The rows of the next tile lie too far apart for the processor to see them coming.
-    const auto fetch = [&](int64_t first) {
-      for (int64_t i = first; i < HWY_MIN(first + kExpandRows, rows.count); ++i) {
-        const float* row = y + row_at(rows, i) * rows.wide_stride + n;
-        for (int64_t column = 0; column < columns; column += 64 / sizeof(float)) {
-          hwy::Prefetch(row + column);
+      for (int64_t n = begin; n < end; n += width) {
+        const int64_t columns = HWY_MIN(width, end - n);
+        expand_tile<decltype(count)::value>(from, panels + n * size.R, size, columns, to);
+        for (int64_t i = 0; i < decltype(count)::value; ++i) {
+          to[i] += width;
         }
       }
     };
     int64_t t = 0;
     for (; t + kExpandRows <= rows.count; t += kExpandRows) {
-      fetch(t + kExpandRows);
-      point(t, kExpandRows);
-      expand_tile<kExpandRows>(from, panel, size, columns, to);
+      tiles_of_rows(t, std::integral_constant<int64_t, kExpandRows>());
     }
     for (; t + 2 <= rows.count; t += 2) {
-      point(t, 2);
-      expand_tile<2>(from, panel, size, columns, to);
+      tiles_of_rows(t, std::integral_constant<int64_t, 2>());
     }
     if (t < rows.count) {
-      point(t, 1);
-      expand_tile<1>(from, panel, size, columns, to);
+      tiles_of_rows(t, std::integral_constant<int64_t, 1>());
     }
   }
 }

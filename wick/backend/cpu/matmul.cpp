@@ -14,6 +14,7 @@
 
 #include "wick/backend/cpu/dense_gemm.h"
 #include "wick/backend/cpu/few_rows.h"
+#include "wick/backend/cpu/packed_by_thread.h"
 #include "wick/backend/cpu/rowwise.h"
 #include "wick/backend/cpu/simd_targets.h"
 
@@ -54,10 +55,6 @@ void pack_right(const F16* b, int64_t stride, bool transposed, int64_t columns, 
   HWY_DYNAMIC_DISPATCH(PackRightF16)(b, stride, transposed, columns, depth, to);
 }
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 struct MatmulSizes {
   int64_t M, N, K;
 };
@@ -74,16 +71,19 @@ void pack_left_block(const float* a, MatmulForm form, const MatmulSizes& sizes, 
   }
 }
 
-// Rows [m0, m0 + rows) of the left side, all depths, into [depth block][row][kLeftStride].
-void pack_left(const Context& context, const Tensor& a, MatmulForm form, const MatmulSizes& sizes,
-               int64_t m0, int64_t rows, float* to) {
-  for_ranges(context, rows, rows_of(65536, sizes.K), [&](int64_t begin, int64_t end) {
-    for (int64_t k = 0; k < sizes.K; k += kDepth) {
-      pack_left_block(a.data<float>(), form, sizes, m0 + begin, end - begin, k,
-                      std::min(kDepth, sizes.K - k),
-                      to + (k / kDepth * rows + begin) * kLeftStride);
-    }
-  });
+// Rows of the left side that a product takes at a time.
+struct LeftRows {
+  int64_t first, count;
+};
+
+// Rows [begin, end) of `of`, all depths, into [depth block][row of `of`][kLeftStride].
+void pack_left(const Tensor& a, MatmulForm form, const MatmulSizes& sizes, const LeftRows& of,
+               int64_t begin, int64_t end, float* to) {
+  for (int64_t k = 0; k < sizes.K; k += kDepth) {
+    pack_left_block(a.data<float>(), form, sizes, of.first + begin, end - begin, k,
+                    std::min(kDepth, sizes.K - k),
+                    to + (k / kDepth * of.count + begin) * kLeftStride);
+  }
 }
 
 // How the rows and columns of the result are cut into tasks.
@@ -115,14 +115,26 @@ void multiply_packed(const Context& context, const Tensor& a, const Tensor& b,
   const int64_t row_floats = depth_blocks * kLeftStride;
   // Rows that are packed at a time: some 16 MiB.
   const int64_t most_rows = std::max<int64_t>(512, (int64_t{1} << 22) / row_floats);
-  const Scratch left(context.scratch, row_floats * std::min(M, most_rows));
+  constexpr int64_t kMostOwn = 65536;  // values of a left side that each thread packs for itself
+  const bool own = M * K <= kMostOwn;
+  const Scratch shared_left(context.scratch, own ? 0 : row_floats * std::min(M, most_rows));
   for (int64_t m0 = 0; m0 < M; m0 += most_rows) {
-    const int64_t rows = std::min(most_rows, M - m0);
-    pack_left(context, a, args.form, sizes, m0, rows, left.data());
+    const LeftRows left_rows{m0, std::min(most_rows, M - m0)};
+    const int64_t rows = left_rows.count;
+    if (!own) {
+      for_ranges(context, rows, rows_of(65536, K), [&](int64_t begin, int64_t end) {
+        pack_left(a, args.form, sizes, left_rows, begin, end, shared_left.data());
+      });
+    }
     const Cut cut = cut_result(rows, N, K);
     const int64_t row_tasks = ceil_div(rows, cut.rows);
+    const int64_t tasks = row_tasks * ceil_div(N, cut.columns);
     const int64_t width = HWY_DYNAMIC_DISPATCH(TileColumns)();
-    context.pool.run(row_tasks * ceil_div(N, cut.columns), [&, N = N, K = K](int64_t task) {
+    PackedByThread own_left(context, tasks, own ? row_floats * rows : 0, [&](float* to) {
+      pack_left(a, args.form, sizes, left_rows, 0, rows, to);
+    });
+    context.pool.run_by_thread(tasks, [&, N = N, K = K](int64_t task, int thread) {
+      const float* left = own ? own_left.of(thread) : shared_left.data();
       const int64_t m = task % row_tasks * cut.rows;
       const int64_t n = task / row_tasks * cut.columns;
       PackedProduct p{};
@@ -134,7 +146,7 @@ void multiply_packed(const Context& context, const Tensor& a, const Tensor& b,
       p.right = right.data();
       for (int64_t k = 0; k == 0 || k < K; k += kDepth) {  // without depth, c is still to be set
         p.K = std::min(kDepth, K - k);
-        p.left = left.data() + (k / kDepth * rows + m) * kLeftStride;
+        p.left = left + (k / kDepth * rows + m) * kLeftStride;
         p.accumulate = args.accumulate || k > 0;
         p.bias = k == 0 && bias != nullptr ? bias + n : nullptr;
         with_elements(b, [&](const auto* weights) {

@@ -110,12 +110,8 @@ constexpr int64_t kBlock = 64;            // values whose maximum is kept
 constexpr int64_t kSumBlock = 1024;       // values whose sum is kept
 constexpr int64_t kTaskElements = 32768;  // a multiple of both
 
-int64_t blocks_of(int64_t count, int64_t block) {
-  return (count + block - 1) / block;
-}
-
 std::vector<float> block_maxima(const Context& context, const float* logits, int64_t V) {
-  std::vector<float> maxima(blocks_of(V, kBlock));
+  std::vector<float> maxima(ceil_div(V, kBlock));
   for_ranges(context, V, kTaskElements, [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(BlockMaxima)
     (logits + begin, end - begin, kBlock, maxima.data() + begin / kBlock);
@@ -307,7 +303,7 @@ void sample(const Context& context, const SampleArgs& args, const Tensor& logits
     result = candidates.empty() ? best : draw(std::move(candidates), args.uniform);
     return;
   }
-  Weights weights{row, V, std::vector<float>(blocks_of(V, kSumBlock))};
+  Weights weights{row, V, std::vector<float>(ceil_div(V, kSumBlock))};
   for_ranges(context, V, kTaskElements, [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(WeightsOfLogits)
     (largest, scale, end - begin, kSumBlock, row + begin, weights.sums.data() + begin / kSumBlock);
