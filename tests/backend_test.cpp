@@ -378,7 +378,10 @@ TEST_P(Conformance, GatedLinearsAreLinearsAndTheirGate) {
                                 {1, 40, 5003},
                                 {1, 37, 9},
                                 {2, 136, 72},
-                                {11, 136, 72}}) {
+                                {11, 136, 72},
+                                {1, 896, 5003},
+                                {1, 4864, 300},
+                                {1, 64, 20000}}) {
     for (const Activation activation : {Activation::silu, Activation::gelu_tanh}) {
       SCOPED_TRACE(fmt::format("T {} in {} F {}", T, in, F));
       const Values x = random(T * in, type);
@@ -496,7 +499,9 @@ TEST_P(Conformance, NormedLinearsAreLinearsOfTheNorm) {
                                                 {1, 8, {40000, 3}, DType::bf16},
                                                 {1, 37, {9, 5}, DType::bf16},
                                                 {3, 136, {72, 131}, DType::bf16},
-                                                {70, 136, {72, 131}, DType::bf16}}) {
+                                                {70, 136, {72, 131}, DType::bf16},
+                                                {1, 896, {5003, 40}, DType::bf16},
+                                                {1, 1568, {2600, 9}, DType::bf16}}) {
     for (const bool sums : {false, true}) {
       SCOPED_TRACE(fmt::format("T {} in {} {} sums {}", T, in, name_of(weight_type), sums));
       const Values left = random(T * in, type);
@@ -558,8 +563,12 @@ TEST_P(Conformance, NormedGatedLinearsAreGatedLinearsOfTheNorm) {
   constexpr int64_t R = 16;
   constexpr float kEps = 1e-5F;
   const DType type = activations();
-  for (const auto [T, in, F] :
-       {std::array<int64_t, 3>{1, 136, 72}, {1, 5000, 40}, {1, 40, 5003}, {2, 136, 72}}) {
+  for (const auto [T, in, F] : {std::array<int64_t, 3>{1, 136, 72},
+                                {1, 5000, 40},
+                                {1, 40, 5003},
+                                {2, 136, 72},
+                                {1, 896, 5003},
+                                {1, 1024, 11000}}) {
     SCOPED_TRACE(fmt::format("T {} in {} F {}", T, in, F));
     const Values left = random(T * in, type);
     const Values right = random(T * in, type);
@@ -694,6 +703,47 @@ TEST_P(Conformance, LoraBackward) {
                                   upload(backend, s, {T, R}, type),
                                   upload(backend, dy, {T, out}, type), factors, device_ds,
                                   device_da, device_db, with_dx ? device_dx : Tensor());
+            return std::vector{device_da, device_db, device_dx};
+          },
+          {da, db, dx});
+    }
+  }
+}
+
+TEST_P(Conformance, LoraLinearBackwardIsTheProductAndTheAdapters) {
+  for (const auto [T, in, out, R] : kLoraShapes) {
+    for (const bool accumulate : {false, true}) {
+      SCOPED_TRACE(fmt::format("T {} in {} out {} R {} +{}", T, in, out, R, accumulate));
+      const DType type = activations();
+      const Values x = random(T * in, type);
+      const Values s = random(T * R, type);
+      const Values dy = random(T * out, type, 0.2);
+      const Values weight = random(out * in, DType::bf16, 0.2);
+      const Values a = random(R * in, type);
+      const Values b = random(out * R, type);
+      Values ds(T * R);
+      Values da = random(R * in);
+      Values db = random(out * R);
+      Values dx = random(T * in, type);
+      const std::array before = {da, db, dx};
+      reference::matmul(dy.data(), weight.data(), static_cast<const double*>(nullptr),
+                        MatmulForm::nn, accumulate, {T, in, out}, dx.data());
+      const reference::Adapter<double> adapter{a.data(), b.data(), R, 1.5};
+      reference::lora_backward(x.data(), s.data(), dy.data(), adapter, {T, in, out, R}, ds.data(),
+                               da.data(), db.data(), dx.data());
+      expect_outputs(
+          [&, T = T, in = in, out = out, R = R](Backend& backend) {
+            const LoraFactors factors{upload(backend, a, {R, in}), upload(backend, b, {out, R}),
+                                      1.5F};
+            const LoraLinearInputs inputs{upload(backend, x, {T, in}, type),
+                                          upload(backend, s, {T, R}, type),
+                                          upload(backend, dy, {T, out}, type),
+                                          upload(backend, weight, {out, in}, DType::bf16), factors};
+            const Tensor device_da = upload(backend, before[0], {R, in});
+            const Tensor device_db = upload(backend, before[1], {out, R});
+            const Tensor device_dx = upload(backend, before[2], {T, in}, type);
+            backend.lora_linear_backward(inputs, accumulate, poisoned(backend, {T, R}, type),
+                                         device_da, device_db, device_dx);
             return std::vector{device_da, device_db, device_dx};
           },
           {da, db, dx});

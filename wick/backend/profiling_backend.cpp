@@ -173,6 +173,20 @@ void ProfilingBackend::lora_backward(In x, In s, In dy, const LoraFactors& adapt
         [&] { inner_.lora_backward(x, s, dy, adapter, ds, da, db, dx); });
 }
 
+void ProfilingBackend::lora_linear_backward(const LoraLinearInputs& inputs, bool accumulate, Out ds,
+                                            Out da, Out db, Out dx) {
+  const auto& [x, s, dy, weight, adapter] = inputs;
+  const int64_t rank = adapter.a.dim(0);
+  const double rows = 2.0 * count(x.rows());
+  const double wide = count(x.columns()) + count(dy.columns());
+  const KernelCost cost{
+      .flops = rows * (count(x.columns()) * count(dy.columns()) + 2.0 * count(rank) * wide),
+      .bytes = bytes_of(x, s, dy, weight, adapter.a, adapter.b, ds) + 2 * bytes_of(da, db) +
+               (accumulate ? 2 : 1) * bytes_of(dx)};
+  timed("lora_linear_backward", fmt::format("{} -> {}, r{}", sizes(x), dy.columns(), rank), cost,
+        [&] { inner_.lora_linear_backward(inputs, accumulate, ds, da, db, dx); });
+}
+
 void ProfilingBackend::linears(In x, std::span<const LinearTerm> terms) {
   timed("linears", sizes_of(x, terms), cost_of(x, terms), [&] { inner_.linears(x, terms); });
 }

@@ -43,6 +43,8 @@ class ProfilingBackend : public Backend {
                   Out y) override;
   void lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da, Out db,
                      Out dx) override;
+  void lora_linear_backward(const LoraLinearInputs& inputs, bool accumulate, Out ds, Out da, Out db,
+                            Out dx) override;
   void linears(In x, std::span<const LinearTerm> terms) override;
   void gated_linears(In x, std::span<const LinearTerm> g_and_u, Activation activation,
                      Out h) override;

@@ -50,6 +50,12 @@ std::unique_ptr<Readback> Backend::make_readback(size_t bytes) {
   return std::make_unique<DownloadAtOnce>(*this, bytes);
 }
 
+void Backend::lora_linear_backward(const LoraLinearInputs& inputs, bool accumulate, Out ds, Out da,
+                                   Out db, Out dx) {
+  matmul(inputs.dy, inputs.weight, {.form = MatmulForm::nn, .accumulate = accumulate}, dx);
+  lora_backward(inputs.x, inputs.s, inputs.dy, inputs.adapter, ds, da, db, dx);
+}
+
 void Backend::linears(In x, std::span<const LinearTerm> terms) {
   for (const LinearTerm& term : terms) {
     matmul(x, term.weight, {.bias = term.bias ? &term.bias : nullptr}, term.y);

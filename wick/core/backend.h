@@ -107,8 +107,13 @@ class Backend {
   // is empty, dx += ds A.   ds [T,R] is scratch; s is lora_forward's.
   virtual void lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da, Out db,
                              Out dx) = 0;
+  // The same of a frozen layer and its adapter: dx = dy W first, or dx += dy W where `accumulate`.
+  // Composed of `matmul` and `lora_backward` unless a back end fuses them.
+  virtual void lora_linear_backward(const LoraLinearInputs& inputs, bool accumulate, Out ds, Out da,
+                                    Out db, Out dx);
   // Linear layers of one input, each y = x W^T (+ bias), then lora_forward: what attention's q, k,
-  // v or an MLP's gate and up are. Composed of the two above unless a back end fuses them.
+  // v or an MLP's gate and up are. Composed of `matmul` and `lora_forward` unless a back end fuses
+  // them.
   virtual void linears(In x, std::span<const LinearTerm> terms);
   // h = act(g) * u [T,F] of the two outputs of `linears`, which may be left unwritten. Composed
   // unless a back end fuses them.

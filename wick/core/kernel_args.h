@@ -35,6 +35,15 @@ struct LoraFactors {
   float scaling = 1.0F;
 };
 
+// What the gradients of a frozen layer with an adapter are made of.
+struct LoraLinearInputs {
+  Tensor x;       // [T, K]
+  Tensor s;       // [T, R], of the forward pass
+  Tensor dy;      // [T, N]
+  Tensor weight;  // [N, K]
+  LoraFactors adapter;
+};
+
 // One of several linear layers that read the same input.
 struct LinearTerm {
   Tensor weight;                          // [N, K]

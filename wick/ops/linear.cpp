@@ -27,7 +27,7 @@ LinearGradients::LinearGradients(Backend& backend, Tape* tape, const Var& x,
       weight_grad_(weight.grad),
       bias_grad_(bias == nullptr ? Tensor() : bias->grad) {}
 
-Tensor LinearGradients::operator()(const Tensor& dy) const {
+Tape::Sink LinearGradients::all_but_input(const Tensor& dy) const {
   if (weight_grad_) {
     backend_.matmul(dy, input_.get(), {.form = MatmulForm::tn, .accumulate = true}, weight_grad_);
   }
@@ -37,8 +37,14 @@ Tensor LinearGradients::operator()(const Tensor& dy) const {
   if (!x_.needs_gradient()) {
     return {};
   }
-  const Tape::Sink dx = tape_->sink(x_, {dy.rows(), weight_.dim(1)});
-  backend_.matmul(dy, weight_, {.form = MatmulForm::nn, .accumulate = dx.accumulate}, dx.tensor);
+  return tape_->sink(x_, {dy.rows(), weight_.dim(1)});
+}
+
+Tensor LinearGradients::operator()(const Tensor& dy) const {
+  const Tape::Sink dx = all_but_input(dy);
+  if (dx.tensor) {
+    backend_.matmul(dy, weight_, {.form = MatmulForm::nn, .accumulate = dx.accumulate}, dx.tensor);
+  }
   return dx.tensor;
 }
 

@@ -21,6 +21,10 @@ class LinearGradients {
   // Adds to the gradients of weight and bias, and gives x its own if it wants one. Returns where
   // the latter is summed, else an empty tensor.
   Tensor operator()(const Tensor& dy) const;
+  // The same, but leaves x's own to the caller: where it is to be summed (an empty tensor:
+  // nowhere).
+  Tape::Sink all_but_input(const Tensor& dy) const;
+  const Tensor& weight() const { return weight_; }
 
  private:
   Backend& backend_;

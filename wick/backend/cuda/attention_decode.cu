@@ -16,7 +16,6 @@
 #include "wick/backend/cuda/attention_call.cuh"
 #include "wick/backend/cuda/attention_decode_warp.cuh"
 #include "wick/backend/cuda/early_launch.cuh"
-#include "wick/backend/cuda/rope.cuh"
 
 namespace wick::cuda {
 
@@ -27,7 +26,6 @@ constexpr int kWholeWarps = 16;  // of a block that takes all keys, which are fe
 constexpr int kThreads = 32 * kPartWarps;
 constexpr int kKeysOfPart = kPartWarps * kKeysOfWarp;
 constexpr int kMostParts = 128;
-constexpr int kMostKeysOfHalf = 512;  // that half of those warps take as fast
 constexpr int kMostWholeKeys = 1024;  // beyond, more blocks read faster than one
 
 struct DecodeTensors {
@@ -39,15 +37,6 @@ struct DecodeTensors {
   float2* part_stats;  // [parts,Tq,H]: that score (times scale log2 e), and the sum of p
 };
 
-// The one token of a call that appends it: q is still to be turned, k and v are not in the cache.
-struct AppendedToken {
-  const int* positions;
-  const float* table;  // [P,R]
-  int R;
-  const __nv_bfloat16 *k, *v;  // [G,D]
-  __nv_bfloat16 *k_cache, *v_cache;
-};
-
 // What the warps of a block leave of its part.
 template <int kD, int kWarps>
 struct DecodeShared {
@@ -55,8 +44,6 @@ struct DecodeShared {
   float largest[kWarps][kQueries];
   float sum[kWarps][kQueries];
   VisibleKeys keys[kQueries];
-  __nv_bfloat16 q[kQueries][kD];  // turned, where that is done here
-  __nv_bfloat16 fresh[2][kD];     // the key, turned, and the value that come with them
 };
 
 // A warp's sums, for write_part.
@@ -124,65 +111,10 @@ __device__ __forceinline__ void write_part(const AttentionCall& call, const Deco
   }
 }
 
-// Asks for the cache's rows that are seen to come to the L2. They are not read before what is
-// ahead in the stream is done, which may have written them.
-__device__ __forceinline__ void prefetch_keys(const AttentionCall& call,
-                                              const DecodeTensors& tensors, int g,
-                                              const VisibleKeys& keys) {
-  const int lines = (call.D + 63) / 64;  // of a row, 128 bytes each
-  const int64_t row = static_cast<int64_t>(call.G) * call.D;
-  for (int i = static_cast<int>(threadIdx.x); i < (keys.end - keys.begin) * lines;
-       i += static_cast<int>(blockDim.x)) {
-    const int64_t at = (keys.begin + i / lines) * row + g * call.D + i % lines * 64;
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(tensors.k + at));
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(tensors.v + at));
-  }
-}
-
-// Turns the token's queries and key of key head g into shared memory, where its value goes too.
-template <int kD, int kWarps>
-__device__ __forceinline__ void turn_token(const AttentionCall& call, const DecodeTensors& tensors,
-                                           const AppendedToken& token, int g, const float* angles,
-                                           DecodeShared<kD, kWarps>& shared) {
-  const HeadShape shape{call.D, token.R};
-  const int runs = shape.runs<8>();
-  const int heads = call.H / call.G;
-  const int work = (heads + 1) * runs + call.D / 8;
-  for (int at = static_cast<int>(threadIdx.x); at < work; at += 32 * kWarps) {
-    const int head = at / runs;
-    if (head < heads) {
-      rotate_run<8>(tensors.q + (static_cast<int64_t>(g) * heads + head) * call.D, angles, 1.0F,
-                    shape, at % runs, shared.q[head]);
-    } else if (head == heads) {
-      rotate_run<8>(token.k + static_cast<int64_t>(g) * call.D, angles, 1.0F, shape, at % runs,
-                    shared.fresh[0]);
-    } else {
-      const int chunk = at - (heads + 1) * runs;
-      reinterpret_cast<uint4*>(shared.fresh[1])[chunk] =
-          read_chunk(token.v + static_cast<int64_t>(g) * call.D, chunk, true);
-    }
-  }
-}
-
-// Puts the token's key and value into the cache.
-template <int kD, int kWarps>
-__device__ __forceinline__ void append_token(const AttentionCall& call, const AppendedToken& token,
-                                             int g, int position,
-                                             const DecodeShared<kD, kWarps>& shared) {
-  const int chunks = call.D / 8;
-  for (int at = static_cast<int>(threadIdx.x); at < 2 * chunks; at += 32 * kWarps) {
-    const bool is_key = at < chunks;
-    const int chunk = is_key ? at : at - chunks;
-    __nv_bfloat16* cache = (is_key ? token.k_cache : token.v_cache) +
-                           (static_cast<int64_t>(position) * call.G + g) * call.D;
-    reinterpret_cast<uint4*>(cache)[chunk] = read_chunk(shared.fresh[is_key ? 0 : 1], chunk, true);
-  }
-}
-
 // Grid: parts, G, groups of 16 queries.
-template <int kD, int kWarps, bool kAppends>
+template <int kD, int kWarps>
 __global__ void __launch_bounds__(32 * kWarps)
-    decode_part(const AttentionCall call, const DecodeTensors tensors, const AppendedToken token) {
+    decode_part(const AttentionCall call, const DecodeTensors tensors) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<DecodeShared<kD, kWarps>*>(memory);
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -207,49 +139,20 @@ __global__ void __launch_bounds__(32 * kWarps)
   const int64_t k_row = static_cast<int64_t>(call.G) * call.D;
   const __nv_bfloat16* k = tensors.k + static_cast<int64_t>(g) * call.D;
   const __nv_bfloat16* v = tensors.v + static_cast<int64_t>(g) * call.D;
-  DecodeStep<kD> step;
-  int position = -1;
-  if constexpr (kAppends) {
-    // All that does not come from the launch before is asked for now, but what is in the cache is
-    // only read after it.
-    position = token.positions[0];
-    const float* angles = token.table + static_cast<int64_t>(position) * token.R;
-    if (static_cast<int>(threadIdx.x) < (token.R + 31) / 32) {
-      float first;
-      asm volatile("ld.global.ca.f32 %0, [%1];" : "=f"(first) : "l"(angles + 32 * threadIdx.x));
-    }
-    __syncthreads();
-    const VisibleKeys keys = shared.keys[0];
-    prefetch_keys(call, tensors, g, keys);
-    wait_for_previous();
-    const int from = keys.begin + warp * kKeysOfWarp;
-    if (from < keys.end) {
-      step.read(k, v, k_row, from, keys.end, position, chunks);
-    }
-    turn_token(call, tensors, token, g, angles, shared);
-    __syncthreads();
-    if (position >= part * tensors.part_keys && position < (part + 1) * tensors.part_keys) {
-      append_token(call, token, g, position, shared);
-    }
-  } else {
-    wait_for_previous();
-  }
+  wait_for_previous();
   DecodeWarp<kD> mine;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int query = lane / 4 + 8 * half;
     const __nv_bfloat16* row =
-        kAppends ? shared.q[min(query, count - 1)]
-                 : tensors.q + row_head(call, g, first + min(query, count - 1)) * call.D;
+        tensors.q + row_head(call, g, first + min(query, count - 1)) * call.D;
 #pragma unroll
     for (int i = 0; i < kD / 32; ++i) {
       const int chunk = lane % 4 + 4 * i;
       mine.q[i][half] = read_chunk(row, chunk, query < count && chunk < chunks);
     }
   }
-  if constexpr (!kAppends) {
-    __syncthreads();
-  }
+  __syncthreads();
   const KeyBounds bounds = key_bounds(shared.keys, kQueries);
   if (bounds.begin >= bounds.end && tensors.parts > 1) {
     return;
@@ -258,14 +161,10 @@ __global__ void __launch_bounds__(32 * kWarps)
 
   mine.start();
   const float scale2 = call.scale * kLog2E;
-  const int first_from = bounds.begin + warp * kKeysOfWarp;
-  for (int from = first_from; from < bounds.end; from += kWarps * kKeysOfWarp) {
-    if (!kAppends || from > first_from) {
-      step.read(k, v, k_row, from, bounds.end, position, chunks);
-    }
-    if constexpr (kAppends) {
-      step.insert(shared.fresh[0], shared.fresh[1], from, position, chunks);
-    }
+  for (int from = bounds.begin + warp * kKeysOfWarp; from < bounds.end;
+       from += kWarps * kKeysOfWarp) {
+    DecodeStep<kD> step;
+    step.read(k, v, k_row, from, bounds.end, -1, chunks);
     float s[2][4] = {};
     mine.score(step.keys, s);
 #pragma unroll
@@ -366,44 +265,38 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <int kD, int kWarps, bool kAppends>
-void launch_parts(const Context& context, const AttentionCall& call, const DecodeTensors& tensors,
-                  const AppendedToken& token) {
+template <int kD, int kWarps>
+void launch_parts(const Context& context, const AttentionCall& call, const DecodeTensors& tensors) {
   const int groups = divide_up(static_cast<int64_t>(call.Tq) * (call.H / call.G), kQueries);
   const dim3 grid(tensors.parts, call.G, groups);
   constexpr int kBytes = sizeof(DecodeShared<kD, kWarps>);
-  const auto kernel = decode_part<kD, kWarps, kAppends>;
+  const auto kernel = decode_part<kD, kWarps>;
   allow_shared(kernel, kBytes);
   // As the launches around it have it (linears_row.cu).
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                   cudaSharedmemCarveoutMaxShared),
              "attention: shared memory");
-  launch_early(context, true, kernel, grid, 32 * kWarps, kBytes, call, tensors, token);
+  launch_early(context, true, kernel, grid, 32 * kWarps, kBytes, call, tensors);
   check_launch("attention of few queries");
 }
 
-template <int kD, bool kAppends>
-void launch_decode(const Context& context, const AttentionCall& call, const DecodeTensors& tensors,
-                   const AppendedToken& token) {
+template <int kD>
+void launch_decode(const Context& context, const AttentionCall& call,
+                   const DecodeTensors& tensors) {
   constexpr int kWarps = kD <= 64 ? kWholeWarps : kD <= 128 ? kWholeWarps / 2 : kPartWarps;
-  // Fewer warps find a place beside the launch before.
-  if (kAppends && kD <= 64 && tensors.parts == 1 && call.Tk <= kMostKeysOfHalf) {
-    launch_parts<kD, kWarps / 2, kAppends>(context, call, tensors, token);
-    return;
-  }
   if (tensors.parts == 1) {
-    launch_parts<kD, kWarps, kAppends>(context, call, tensors, token);
+    launch_parts<kD, kWarps>(context, call, tensors);
     return;
   }
-  launch_parts<kD, kPartWarps, kAppends>(context, call, tensors, token);
+  launch_parts<kD, kPartWarps>(context, call, tensors);
   launch_early(context, true, combine_parts<kD>, call.Tq * call.H, kThreads, 0, call, tensors);
   check_launch("attention of few queries, parts");
 }
 
-template <bool kAppends>
-void decode(const Context& context, const Tensor& q, const Tensor& k, const Tensor& v,
-            const AttentionCall& call, const AppendedToken& token, const Tensor& o,
-            const Tensor& lse) {
+}  // namespace
+
+void attention_decode(const Context& context, const Tensor& q, const Tensor& k, const Tensor& v,
+                      const AttentionCall& call, const Tensor& o, const Tensor& lse) {
   const int steps = divide_up(divide_up(call.Tk, kMostParts), kKeysOfPart);
   const int part_keys = call.D <= 128 && call.Tk <= kMostWholeKeys
                             ? kMostWholeKeys
@@ -421,40 +314,12 @@ void decode(const Context& context, const Tensor& q, const Tensor& k, const Tens
                               scratch.as<float>(),
                               reinterpret_cast<float2*>(scratch.as<float>() + rows * call.D)};
   if (call.D <= 64) {
-    launch_decode<64, kAppends>(context, call, tensors, token);
+    launch_decode<64>(context, call, tensors);
   } else if (call.D <= 128) {
-    launch_decode<128, kAppends>(context, call, tensors, token);
+    launch_decode<128>(context, call, tensors);
   } else {
-    launch_decode<256, kAppends>(context, call, tensors, token);
+    launch_decode<256>(context, call, tensors);
   }
-}
-
-}  // namespace
-
-void attention_decode(const Context& context, const Tensor& q, const Tensor& k, const Tensor& v,
-                      const AttentionCall& call, const Tensor& o, const Tensor& lse) {
-  decode<false>(context, q, k, v, call, {}, o, lse);
-}
-
-bool append_attention(const Context& context, const FreshTokens& tokens, const Tensor& k_cache,
-                      const Tensor& v_cache, const Tensor& spans, const AttentionArgs& args,
-                      const Tensor& o) {
-  const AttentionCall call = attention_call(tokens.q, k_cache, spans, args);
-  bool chunked = args.scale > 0.0F;
-  for (const Tensor* tensor : {&tokens.q, &tokens.k, &tokens.v, &k_cache, &v_cache, &o}) {
-    chunked = chunked && in_chunks(*tensor);
-  }
-  const auto R = static_cast<int>(tokens.rope_table.columns());
-  if (!chunked || call.Tq != 1 || call.D % 8 != 0 || call.D > 256 || call.H / call.G > kQueries ||
-      R % 16 != 0 || !in_runs(R, {tokens.rope_table.address()})) {
-    return false;
-  }
-  decode<true>(context, tokens.q, k_cache, v_cache, call,
-               {tokens.positions.data<int32_t>(), tokens.rope_table.data<float>(), R,
-                tokens.k.data<__nv_bfloat16>(), tokens.v.data<__nv_bfloat16>(),
-                k_cache.data<__nv_bfloat16>(), v_cache.data<__nv_bfloat16>()},
-               o, Tensor());
-  return true;
 }
 
 }  // namespace wick::cuda

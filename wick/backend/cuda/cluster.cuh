@@ -77,6 +77,18 @@ __device__ __forceinline__ void store_to_peer(float value, float* shared, int ra
 #endif
 }
 
+__device__ __forceinline__ void store_to_peer(float2 value, float2* shared, int rank) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
+  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(value.x),
+               "f"(value.y)
+               : "memory");
+#else
+  *shared = value;
+#endif
+}
+
 __device__ __forceinline__ void store_to_peer(float4 value, float4* shared, int rank) {
 #if __CUDA_ARCH__ >= 900
   uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));

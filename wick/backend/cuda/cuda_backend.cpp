@@ -9,6 +9,7 @@
 #include "wick/backend/cuda/device.h"
 #include "wick/backend/cuda/linears_tiles.h"
 #include "wick/backend/cuda/lora.h"
+#include "wick/backend/cuda/lora_product.h"
 #include "wick/backend/cuda/loss.h"
 #include "wick/backend/cuda/readback.h"
 #include "wick/backend/cuda/recorder.h"
@@ -178,6 +179,13 @@ void CudaBackend::lora_backward(In x, In s, In dy, const LoraFactors& adapter, O
 
 // Few rows: one kernel; some tens of bf16: a shrink and one kernel. Else the low-rank change comes
 // first, so that the product adds to it and no pass over y follows it.
+void CudaBackend::lora_linear_backward(const LoraLinearInputs& inputs, bool accumulate, Out ds,
+                                       Out da, Out db, Out dx) {
+  if (!cuda::lora_linear_backward(context_, inputs, accumulate, {ds, da, db, dx})) {
+    Backend::lora_linear_backward(inputs, accumulate, ds, da, db, dx);
+  }
+}
+
 void CudaBackend::linears(In x, std::span<const LinearTerm> terms) {
   const int64_t T = x.rows();
   if (T == 0 || (T <= kFewRows && linears_few_rows(context_, x, terms))) {
@@ -186,8 +194,14 @@ void CudaBackend::linears(In x, std::span<const LinearTerm> terms) {
   if (linears_in_tiles(context_, x, terms)) {
     return;
   }
-  lora_deltas(context_, x, terms);
+  std::vector<LinearTerm> others;
   for (const LinearTerm& term : terms) {
+    if (!lora_product_gains(context_, x, term) || !lora_product(context_, x, term)) {
+      others.push_back(term);
+    }
+  }
+  lora_deltas(context_, x, others);
+  for (const LinearTerm& term : others) {
     const MatmulArgs args{.accumulate = !term.adapters.empty(),
                           .bias = term.bias ? &term.bias : nullptr};
     cuda::matmul(context_, x, term.weight, args, term.y);

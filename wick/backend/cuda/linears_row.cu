@@ -14,6 +14,15 @@ constexpr int64_t kRingBytes = 64 * 1024;
 // that follow could wait for: two blocks, which it holds alone, read faster.
 constexpr int64_t kManyBytes = 160 * 1024;
 constexpr int64_t kRingBytesOfMany = 80 * 1024;
+// By tiles: a tile that is no larger comes in one piece, others in pieces of some kPieceBytes; and
+// the ring of a block, alone on a multiprocessor and one of two.
+constexpr int64_t kWholeTileBytes = 32 * 1024;
+constexpr int64_t kPieceBytes = 20 * 1024;
+constexpr int64_t kTileRingBytes = 116 * 1024;
+constexpr int64_t kTileRingBytesOfMany = 95 * 1024;
+// That a block asks for in a clock while its row is not there: 1.8 TB/s of all. What the launches
+// before read waits behind faster ones.
+constexpr int kPaceBytes = 7;
 // Of a block, beside what its launch asks for: the kernel's own and the system's.
 constexpr int64_t kOtherSharedBytes = 2048;
 // A channel is shared by warps where each gets this much of it at least, and where a block has few:
@@ -29,22 +38,39 @@ int split_of(int64_t in, int channels) {
   return split;
 }
 
-// Each term's blocks, one or two a multiprocessor in all; returns the grid.
-unsigned share_out(const Context& context, int terms, bool many, RowLinearsArgs& args) {
+// Each term's blocks, `most` in all where there are channels enough, and no more; returns their
+// number. A multiprocessor that has no block of a launch would take two of the next.
+unsigned share_out(int terms, int64_t most, RowLinearsArgs& args) {
   int64_t channels = 0;
   for (int i = 0; i < terms; ++i) {
     channels += args.linears.term[i].channels;
   }
-  args.channels = static_cast<int>(ceil_div(channels, context.multiprocessors * (many ? 2 : 1)));
-  args.split = split_of(args.linears.in, args.channels);
-  int blocks = 0;
+  int64_t of_block = ceil_div(channels, most);
+  const auto blocks_of = [&](const TermView& term) { return ceil_div(term.channels, of_block); };
+  const auto blocks = [&] {
+    int64_t sum = 0;
+    for (int i = 0; i < terms; ++i) {
+      sum += blocks_of(args.linears.term[i]);
+    }
+    return sum;
+  };
+  while (blocks() > most && of_block < channels) {
+    ++of_block;
+  }
+  int64_t spare = std::min(most, channels) - blocks();
+  int first = 0;
+  args.channels = 0;
   for (int i = 0; i < terms; ++i) {
     TermView& term = args.linears.term[i];
-    term.first_block = blocks;
-    term.blocks = static_cast<int>(ceil_div(term.channels, args.channels));
-    blocks += term.blocks;
+    const int64_t more = std::clamp<int64_t>(spare, 0, term.channels - blocks_of(term));
+    spare -= more;
+    term.first_block = first;
+    term.blocks = static_cast<int>(blocks_of(term) + more);
+    first += term.blocks;
+    args.channels = std::max(args.channels,
+                             static_cast<int>(ceil_div(term.channels, std::max(term.blocks, 1))));
   }
-  return static_cast<unsigned>(blocks);
+  return static_cast<unsigned>(first);
 }
 
 void share_tasks(std::span<const LinearTerm> terms, const LinearsArgs& args, ShrinkTasks& shrink) {
@@ -61,11 +87,40 @@ struct RowTypes {
   bool gated, norms, many;
 };
 
+// Gives all but the rings its place in shared memory, from 0 on; returns the bytes.
+int64_t lay_out_rest(const RowTypes& of, bool has_x, RowLinearsArgs& args) {
+  const int terms = of.gated ? 2 : 1;
+  const int64_t in = args.linears.in;
+  int64_t bytes = 0;
+  const auto take = [&](int64_t count) {
+    const auto at = static_cast<int>(bytes);
+    bytes += ceil_div(count, 16) * 16;
+    return at;
+  };
+  constexpr int64_t kFloat = sizeof(float);
+  args.x_at = take(has_x ? in * of.activation_bytes : 0);
+  args.norm_weight_at = take(of.norms ? in * kFloat : 0);
+  args.ends_at = take(args.shrink.tasks > 0 ? kFloat * kLinearsThreads * terms * kEndRanks : 0);
+  args.low_at = take(terms * args.linears.width * kFloat);
+  args.posted_at = take(args.linears.width * args.shrink.pieces * kFloat);
+  args.parts_at = take(kFloat * args.channels * args.split * terms);
+  return bytes;
+}
+
+// Puts the rings, of `bytes`, before it.
+void put_rings_first(int64_t bytes, RowLinearsArgs& args) {
+  for (int* at : {&args.x_at, &args.norm_weight_at, &args.ends_at, &args.low_at, &args.posted_at,
+                  &args.parts_at}) {
+    *at += static_cast<int>(bytes);
+  }
+}
+
 // Stages of the rings, and shared memory, whose bytes it returns; `multiprocessor_bytes`: that the
 // blocks of a multiprocessor share.
 int64_t lay_out(const RowTypes& of, int64_t multiprocessor_bytes, RowLinearsArgs& args) {
   const int terms = of.gated ? 2 : 1;
   const int in = args.linears.in;
+  args.split = split_of(in, args.channels);
   const auto slice = static_cast<int>(ceil_div(ceil_div(in, 256), args.split) * 256);
   const auto chunks = static_cast<int>(ceil_div(slice * of.weight_bytes, kChunkBytes));
   const auto places =
@@ -77,31 +132,50 @@ int64_t lay_out(const RowTypes& of, int64_t multiprocessor_bytes, RowLinearsArgs
       static_cast<int>(ceil_div(std::min(slice, in) * of.weight_bytes, step) * step);
   args.channel_bytes = std::min(kChunkBytes, own_bytes);
   args.stage_bytes = terms * args.channel_bytes;
-  int64_t bytes = 0;
-  const auto take = [&](int64_t count) {
-    const auto at = static_cast<int>(bytes);
-    bytes += ceil_div(count, 16) * 16;
-    return at;
-  };
-  constexpr int64_t kFloat = sizeof(float);
-  args.x_at = take(of.norms || args.copies_x ? in * of.activation_bytes : 0);
-  args.norm_weight_at = take(of.norms ? in * kFloat : 0);
-  args.ends_at = take(args.shrink.tasks > 0 ? kFloat * kLinearsThreads * terms * kEndRanks : 0);
-  args.low_at = take(terms * args.linears.width * kFloat);
-  args.posted_at = take(args.linears.width * args.shrink.pieces * kFloat);
-  args.parts_at = take(kFloat * args.channels * args.split * terms);
+  const int64_t bytes = lay_out_rest(of, of.norms || args.copies_x, args);
   const int64_t own = multiprocessor_bytes / (of.many ? 2 : 1) - kOtherSharedBytes - bytes;
   const int64_t wanted = std::min(of.many ? kRingBytesOfMany : kRingBytes, own);
   const int most = of.many && chunks == 1 ? 2 : kMostStages;
   const int64_t stage_of_all = int64_t{kLinearsWarps} * args.stage_bytes;
   args.stages = static_cast<int>(
       std::max<int64_t>(1, std::min<int64_t>({places, most, wanted / stage_of_all})));
-  const int64_t rings = args.stages * stage_of_all;  // which come first
-  for (int* at : {&args.x_at, &args.norm_weight_at, &args.ends_at, &args.low_at, &args.posted_at,
-                  &args.parts_at}) {
-    *at += static_cast<int>(rings);
-  }
+  const int64_t rings = args.stages * stage_of_all;
+  put_rings_first(rings, args);
   return rings + bytes;
+}
+
+// The same where tensor cores multiply; 0: there is no room.
+int64_t lay_out_tiles(const RowTypes& of, int64_t multiprocessor_bytes, RowLinearsArgs& args) {
+  const int terms = of.gated ? 2 : 1;
+  const int in = args.linears.in;
+  const int64_t tiles = ceil_div(args.channels, kTileRows / terms);
+  args.tile_channels = static_cast<int>(ceil_div(args.channels, tiles));
+  const int64_t tile_bytes = int64_t{2} * terms * args.tile_channels * in;
+  args.columns = in;
+  if (tile_bytes > kWholeTileBytes) {
+    // Rows of an odd number of runs lie half of all banks apart.
+    const int64_t runs = ceil_div(in, ceil_div(tile_bytes, kPieceBytes) * kRunColumns);
+    args.columns = static_cast<int>((runs | 1) * kRunColumns);
+  }
+  args.pieces = static_cast<int>(ceil_div(in, args.columns));
+  args.row_bytes = 2 * args.columns;
+  args.stage_bytes = (of.gated ? kTileRows : args.tile_channels) * args.row_bytes;
+  args.split = kLinearsWarps;
+  args.pace = of.many ? 0 : args.row_bytes / kPaceBytes;
+  const int64_t bytes = lay_out_rest(of, true, args);
+  const int64_t own = multiprocessor_bytes / (of.many ? 2 : 1) - kOtherSharedBytes - bytes;
+  const int64_t wanted = std::min(of.many ? kTileRingBytesOfMany : kTileRingBytes, own);
+  const auto places = static_cast<int>(tiles * args.pieces);
+  args.stages =
+      static_cast<int>(std::min<int64_t>({places, kMostTileStages, wanted / args.stage_bytes}));
+  if (args.stages < std::min(2, places)) {
+    return 0;
+  }
+  const int64_t rings = int64_t{args.stages} * args.stage_bytes;
+  put_rings_first(rings, args);
+  // More than a third of a multiprocessor: it never takes two blocks of a launch that has one for
+  // each, nor three where there are two.
+  return std::max(rings + bytes, multiprocessor_bytes / 3);
 }
 
 template <class Kernel>
@@ -121,12 +195,25 @@ struct RowLaunch {
   bool gated, norms;
 };
 
+void launch_tiles(const Context& context, const RowLaunch& how, const RowLinearsArgs& args) {
+  using T = __nv_bfloat16;
+  const unsigned threads = 32 + (args.shrink.tasks > 0 ? kRowLinearsThreads : kLinearsThreads);
+  const auto kernel =
+      how.gated
+          ? (how.norms ? linears_row<T, T, 2, true, true> : linears_row<T, T, 2, false, true>)
+          : (how.norms ? linears_row<T, T, 1, true, true> : linears_row<T, T, 1, false, true>);
+  prepare(kernel, how.shared);
+  launch_early(context, true, kernel, how.grid, threads, how.shared, args);
+  check_launch("linears of one row");
+}
+
 template <class T, class W>
 void launch(const Context& context, const RowLaunch& how, const RowLinearsArgs& args) {
   const unsigned threads = args.shrink.tasks > 0 ? kRowLinearsThreads : kLinearsThreads;
-  const auto kernel = how.gated
-                          ? (how.norms ? linears_row<T, W, 2, true> : linears_row<T, W, 2, false>)
-                          : (how.norms ? linears_row<T, W, 1, true> : linears_row<T, W, 1, false>);
+  const auto kernel =
+      how.gated
+          ? (how.norms ? linears_row<T, W, 2, true, false> : linears_row<T, W, 2, false, false>)
+          : (how.norms ? linears_row<T, W, 1, true, false> : linears_row<T, W, 1, false, false>);
   prepare(kernel, how.shared);
   launch_early(context, true, kernel, how.grid, threads, how.shared, args);
   check_launch("linears of one row");
@@ -195,9 +282,19 @@ bool linears_row(const Context& context, std::span<const LinearTerm> terms, Line
                        .norms = ends.norm != nullptr,
                        .many = weight_bytes > kManyBytes * context.multiprocessors};
   RowLaunch how{.gated = gated, .norms = types.norms};
-  how.grid = share_out(context, gated ? 1 : args.terms, types.many, row);
+  how.grid = share_out(gated ? 1 : args.terms,
+                       int64_t{context.multiprocessors} * (types.many ? 2 : 1), row);
   const auto multiprocessor_bytes = static_cast<int64_t>(context.shared_bytes) + 1024;
-  const int64_t shared = lay_out(types, multiprocessor_bytes, row);
+  bool tiles = context.compute_capability >= 90 && weights == DType::bf16 &&
+               activations == DType::bf16 && args.in % kRunColumns == 0;
+  int64_t shared = 0;
+  if (tiles) {
+    shared = lay_out_tiles(types, multiprocessor_bytes, row);
+    tiles = shared > 0;
+  }
+  if (!tiles) {
+    shared = lay_out(types, multiprocessor_bytes, row);
+  }
   how.shared = static_cast<size_t>(shared);
   // Blocks wait for what others post, so all of them must find a place at once.
   const int64_t resident = multiprocessor_bytes / (shared + kOtherSharedBytes);
@@ -212,7 +309,9 @@ bool linears_row(const Context& context, std::span<const LinearTerm> terms, Line
     row.gelu = ends.gated->activation == Activation::gelu_tanh;
     row.h = ends.gated->h.address();
   }
-  if (activations == DType::bf16) {
+  if (tiles) {
+    launch_tiles(context, how, row);
+  } else if (activations == DType::bf16) {
     launch_of_weights<__nv_bfloat16>(context, weights, how, row);
   } else {
     launch_of_weights<float>(context, weights, how, row);

@@ -7,7 +7,8 @@
 namespace wick::cuda {
 
 constexpr int kRowLinearsThreads = kLinearsThreads + 32;
-constexpr int kRowLinearsResident = 4;  // blocks of as many launches on a multiprocessor
+constexpr int kRowLinearsRegisters = 56;  // of a thread
+constexpr int kRowLinearsResident = 4;    // blocks of as many launches on a multiprocessor
 
 // x = rms_norm(sum), sum = a + b.
 struct NormView {
@@ -25,6 +26,10 @@ struct RowLinearsArgs {
   int split;      // warps that share a channel
   int stages;     // of a ring
   int channel_bytes, stage_bytes;
+  // By tiles: channels of a tile (of a term), columns of a piece, pieces of a row, and from row to
+  // row in shared memory.
+  int tile_channels, columns, pieces, row_bytes;
+  int pace;  // clocks from row to row of the weights, while that of x is not there; 0: at once
   // Shared memory begins with the rings; the rest at these bytes.
   int x_at, norm_weight_at, ends_at, low_at, posted_at, parts_at;
   bool copies_x;
@@ -51,8 +56,9 @@ __device__ __forceinline__ RowShare share_of(const RowLinearsArgs& args, int ind
   const int in = args.linears.in;
   RowShare share;
   share.index = index;
-  share.first = (static_cast<int>(blockIdx.x) - term.first_block) * args.channels;
-  share.channels = min(args.channels, term.channels - share.first);
+  const int block = static_cast<int>(blockIdx.x) - term.first_block;
+  share.first = static_cast<int>(int64_t{block} * term.channels / term.blocks);
+  share.channels = static_cast<int>(int64_t{block + 1} * term.channels / term.blocks) - share.first;
   share.groups = kLinearsWarps / args.split;
   share.group = warp / args.split;
   share.part = warp % args.split;

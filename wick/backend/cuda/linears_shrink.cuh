@@ -101,11 +101,14 @@ __device__ __forceinline__ void gather_low(const LinearsArgs& args, const Shrink
       missing = false;
 #pragma unroll
       for (int i = 0; i < kLooks; ++i) {
-        words[i] = look_into(slots + min(first + 32 * i, count - 1));
+        if (first + 32 * i < count) {
+          words[i] = look_into(slots + first + 32 * i);
+        }
       }
 #pragma unroll
       for (int i = 0; i < kLooks; ++i) {
-        missing = missing || static_cast<uint32_t>(words[i] >> 32) != launch;
+        missing =
+            missing || (first + 32 * i < count && static_cast<uint32_t>(words[i] >> 32) != launch);
       }
     } while (missing);
 #pragma unroll

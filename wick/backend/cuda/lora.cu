@@ -1,10 +1,12 @@
 // Which low-rank kernels do what, and their scratch memory.
 #include "wick/backend/cuda/lora.h"
 
+#include <functional>
 #include <vector>
 
 #include "wick/backend/cuda/lora_adapters.cuh"
 #include "wick/backend/cuda/lora_partials.cuh"
+#include "wick/backend/cuda/lora_product.h"
 #include "wick/backend/cuda/lora_rows.cuh"
 #include "wick/backend/cuda/lora_tiles.cuh"
 
@@ -161,9 +163,12 @@ void expand_in_tiles(const Context& context, const Tensor& s, const AdapterView&
   });
 }
 
+// `change_input`, where there is one, makes dx from a whole ds.
 void backward_of_ranks(const Context& context, const Tensor& x, const Tensor& s, const Tensor& dy,
-                       const AdapterView& adapter, const RankRange& ranks, const Tensor& ds,
-                       const Tensor& da, const Tensor& db, const Tensor& dx) {
+                       const AdapterView& adapter, const RankRange& ranks,
+                       const LoraLinearGradients& gradients,
+                       const std::function<void()>& change_input = {}) {
+  const auto& [ds, da, db, dx] = gradients;
   const int64_t in = x.columns();
   const int64_t out = dy.columns();
   const int padded = padded_ranks(ranks.count);
@@ -190,10 +195,17 @@ void backward_of_ranks(const Context& context, const Tensor& x, const Tensor& s,
   expand.parts = shrink.parts;
   expand.part_count = static_cast<int>(parts);
   expand.scaling = adapter.scaling;
-  expand.y = dx ? bf16_of(dx) : nullptr;
+  expand.y = dx && !change_input ? bf16_of(dx) : nullptr;
   expand.wide = bf16_of(x);
   expand.partials = shrink.partials + b_size;
-  expand_parts(context, std::span(&expand, 1));
+  if (change_input) {
+    add_parts(context, expand);
+    expand.parts = nullptr;
+    change_input();
+    expand_tiles(context, std::span(&expand, 1));
+  } else {
+    expand_parts(context, std::span(&expand, 1));
+  }
 
   PartialSums a{expand.partials, static_cast<int>(a_runs), static_cast<int>(in), padded,
                 ranks.count};
@@ -210,6 +222,12 @@ void backward_of_ranks(const Context& context, const Tensor& x, const Tensor& s,
 
 bool goes_in_tiles(const Tensor& x, const Tensor& row_adapter, const Tensor& s, const Tensor& y) {
   return !row_adapter && in_tiles(x) && in_tiles(y) && narrow_in_tiles(s);
+}
+
+bool backward_in_tiles(const Tensor& x, const Tensor& s, const Tensor& dy, const Tensor& ds,
+                       const Tensor& dx) {
+  return in_tiles(x) && in_tiles(dy) && narrow_in_tiles(s) && narrow_in_tiles(ds) &&
+         (!dx || in_tiles(dx));
 }
 
 void forward(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
@@ -263,16 +281,28 @@ void lora_deltas(const Context& context, const Tensor& x, std::span<const Linear
 void lora_backward(const Context& context, const Tensor& x, const Tensor& s, const Tensor& dy,
                    const LoraFactors& adapter, const Tensor& ds, const Tensor& da, const Tensor& db,
                    const Tensor& dx) {
-  const bool tiles = in_tiles(x) && in_tiles(dy) && narrow_in_tiles(s) && narrow_in_tiles(ds) &&
-                     (!dx || in_tiles(dx));
-  if (!tiles) {
+  if (!backward_in_tiles(x, s, dy, ds, dx)) {
     lora_backward_rows(context, x, s, dy, adapter, ds, da, db, dx);
     return;
   }
   const AdapterView view = view_of(adapter);
   for_rank_ranges(view.rank, [&](const RankRange& ranks) {
-    backward_of_ranks(context, x, s, dy, view, ranks, ds, da, db, dx);
+    backward_of_ranks(context, x, s, dy, view, ranks, {ds, da, db, dx});
   });
+}
+
+bool lora_linear_backward(const Context& context, const LoraLinearInputs& inputs, bool accumulate,
+                          const LoraLinearGradients& gradients) {
+  const auto& [x, s, dy, weight, factors] = inputs;
+  const auto& [ds, da, db, dx] = gradients;
+  const InputGradient gradient{dy, weight, ds, accumulate, dx};
+  if (!backward_in_tiles(x, s, dy, ds, dx) || !lora_product_dx_gains(context, gradient)) {
+    return false;
+  }
+  const AdapterView adapter = view_of(factors);
+  backward_of_ranks(context, x, s, dy, adapter, {0, adapter.rank}, {ds, da, db, dx},
+                    [&] { lora_product_dx(context, gradient, factors.a); });
+  return true;
 }
 
 void lora_shrink(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,

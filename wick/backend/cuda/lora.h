@@ -19,6 +19,15 @@ void lora_backward(const Context& context, const Tensor& x, const Tensor& s, con
                    const LoraFactors& adapter, const Tensor& ds, const Tensor& da, const Tensor& db,
                    const Tensor& dx);
 
+struct LoraLinearGradients {
+  Tensor ds, da, db, dx;
+};
+
+// Backend::lora_linear_backward, as far as one product of many rows is faster. Returns false, and
+// has done nothing, where it is not.
+bool lora_linear_backward(const Context& context, const LoraLinearInputs& inputs, bool accumulate,
+                          const LoraLinearGradients& gradients);
+
 // The two halves of lora_forward. Shrink: s[t,:R_g] = x[t] A_g^T. Expand overwrites:
 // y[t] = scaling_g s[t,:R_g] B_g^T, and 0 where row t has no adapter; a product that accumulates
 // then adds the frozen layer without another pass over y.

@@ -9,6 +9,7 @@
 
 #include "wick/backend/cuda/lora.h"
 #include "wick/backend/cuda/rowwise.h"
+#include "wick/backend/cuda/temporary.h"
 #include "wick/base/error.h"
 
 namespace wick::cuda {
@@ -67,23 +68,6 @@ class Preference {
 
  private:
   cublasLtMatmulPreference_t preference_ = nullptr;
-};
-
-// A tensor over scratch memory.
-class Temporary {
- public:
-  Temporary(const Context& context, const Shape& shape, DType dtype)
-      : scratch_(context, static_cast<size_t>(shape.elements()) * size_of(dtype)),
-        tensor_(std::make_shared<Buffer>(scratch_.as<void>(),
-                                         static_cast<size_t>(shape.elements()) * size_of(dtype),
-                                         nullptr),
-                0, shape, dtype) {}
-
-  const Tensor& tensor() const { return tensor_; }
-
- private:
-  Scratch scratch_;
-  Tensor tensor_;
 };
 
 struct Product {

@@ -1,0 +1,91 @@
+// Copies of boxes of a tensor into shared memory (TMA), for compute capability 9.0, and what blocks
+// of a cluster tell each other about them. Source: PTX ISA, "cp.async.bulk.tensor", "mbarrier".
+#pragma once
+
+#include <cuda.h>
+
+#include "wick/backend/cuda/weight_ring.cuh"
+
+namespace wick::cuda {
+
+// As start_barrier, for more than one arrival a phase.
+__device__ __forceinline__ void start_barrier_of(uint32_t barrier, int arrivals) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void arrive(uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+#endif
+}
+
+// At the barrier that block `rank` of the cluster has where this block has `barrier`.
+__device__ __forceinline__ void arrive_at(uint32_t barrier, uint32_t rank) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+#endif
+}
+
+// What this thread wrote to shared memory comes ahead of copies and products that touch it later.
+__device__ __forceinline__ void publish_to_copies() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// The box of `map` at column x and row y.
+__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, int x, int y,
+                                         uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
+      "%3}], [%4];" ::"r"(to),
+      "l"(&map), "r"(x), "r"(y), "r"(barrier)
+      : "memory");
+#endif
+}
+
+// The same to all blocks of `blocks` (a bit each), to the same place and barrier in each.
+__device__ __forceinline__ void copy_box_to(uint32_t blocks, uint32_t to, const CUtensorMap& map,
+                                            int x, int y, uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(&map), "r"(x), "r"(y), "r"(barrier), "h"(static_cast<uint16_t>(blocks))
+      : "memory");
+#endif
+}
+
+// Four 8x8 matrices of what lanes hold as in tensor_core.cuh, matrix i to the row addresses of
+// lanes 8i to 8i + 7.
+__device__ __forceinline__ void store_matrices(uint32_t address, const uint32_t (&from)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+               "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+               : "memory");
+#endif
+}
+
+__device__ __forceinline__ void store_shared16(uint32_t address, const uint4& words) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(words.x),
+               "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
+}
+
+__device__ __forceinline__ uint4 load_shared16(uint32_t address) {
+  uint4 words;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "r"(address)
+               : "memory");
+  return words;
+}
+
+}  // namespace wick::cuda
