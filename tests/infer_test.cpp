@@ -6,6 +6,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "tests/support/behind_backend.h"
 #include "tests/support/test_data.h"
 #include "tests/support/tiny_model.h"
 #include "wick/backend/registry.h"
@@ -107,10 +108,15 @@ TEST_F(SamplerTest, OptionsOutOfRangeAreNamed) {
             "sampling: repetition penalty must be above 0, not 0");
 }
 
-class GeneratorTest : public testing::Test {
+// On a back end that waits for each result, and on one that works on while the host reads, for
+// which a token is asked for before the one before it is known.
+class GeneratorTest : public testing::TestWithParam<bool> {
  protected:
   test::TemporaryFolder folder_;
-  std::unique_ptr<Backend> backend_ = make_backend("cpu");
+  std::unique_ptr<Backend> cpu_ = make_backend("cpu");
+  Profile profile_;
+  std::unique_ptr<Backend> backend_ =
+      std::make_unique<test::BehindBackend>(*cpu_, profile_, test::Behaviour{.behind = GetParam()});
 
   Bundle tiny(const test::TinyModelOptions& options = {}) {
     return open_bundle(*backend_, test::write_tiny_model(folder_.path() / "model", options));
@@ -129,7 +135,10 @@ class GeneratorTest : public testing::Test {
   }
 };
 
-TEST_F(GeneratorTest, CachedGreedyIsTheFullForwardPass) {
+INSTANTIATE_TEST_SUITE_P(, GeneratorTest, testing::Bool(),
+                         [](const auto& behind) { return behind.param ? "ahead" : "waiting"; });
+
+TEST_P(GeneratorTest, CachedGreedyIsTheFullForwardPass) {
   const Bundle bundle = tiny({.family = "mistral", .seed = 2, .sliding_window = 8});
   const Ids prompt = {72, 101, 108, 108, 111};
   const Generation done = generate(*bundle.decoder, prompt, {.max_tokens = 24});
@@ -138,7 +147,7 @@ TEST_F(GeneratorTest, CachedGreedyIsTheFullForwardPass) {
   EXPECT_EQ(done.prompt_tokens, 5);
 }
 
-TEST_F(GeneratorTest, LongPromptRunsInPiecesWithTheSameResult) {
+TEST_P(GeneratorTest, LongPromptRunsInPiecesWithTheSameResult) {
   const Bundle bundle = tiny({.max_positions = 1300});
   Ids prompt;
   for (int32_t i = 0; i < 1100; ++i) {
@@ -148,7 +157,7 @@ TEST_F(GeneratorTest, LongPromptRunsInPiecesWithTheSameResult) {
   EXPECT_EQ(done.ids, slow_greedy(*bundle.decoder, prompt, 4));
 }
 
-TEST_F(GeneratorTest, GreedyIdsOfARealModelAreThoseOfTransformers) {
+TEST_P(GeneratorTest, GreedyIdsOfARealModelAreThoseOfTransformers) {
   WICK_REQUIRE_DATA("models/stories260K-hf");
   const auto folder = test::data_folder() / "models/stories260K-hf";
   const auto golden = nlohmann::json::parse(read_text(folder / "golden.json"));
@@ -161,7 +170,7 @@ TEST_F(GeneratorTest, GreedyIdsOfARealModelAreThoseOfTransformers) {
   EXPECT_EQ(done.ids, expected);
 }
 
-TEST_F(GeneratorTest, AnyOfTheStopIdsEndsTheText) {
+TEST_P(GeneratorTest, AnyOfTheStopIdsEndsTheText) {
   const Bundle bundle = tiny();
   const Ids prompt = {72, 101};
   const Ids free = generate(*bundle.decoder, prompt, {.max_tokens = 12}).ids;
@@ -174,7 +183,7 @@ TEST_F(GeneratorTest, AnyOfTheStopIdsEndsTheText) {
   EXPECT_EQ(done.reason, StopReason::end_of_text);
 }
 
-TEST_F(GeneratorTest, EveryEndOfTextIdOfTheConfigEndsTheText) {
+TEST_P(GeneratorTest, EveryEndOfTextIdOfTheConfigEndsTheText) {
   const Bundle free = tiny();
   const Ids ids = generate(*free.decoder, Ids{72, 101}, {.max_tokens = 12}).ids;
   ASSERT_EQ(ids.size(), 12U);
@@ -186,7 +195,25 @@ TEST_F(GeneratorTest, EveryEndOfTextIdOfTheConfigEndsTheText) {
   EXPECT_EQ(done.reason, StopReason::end_of_text);
 }
 
-TEST_F(GeneratorTest, TheCallerMayStop) {
+TEST_P(GeneratorTest, IsOneTokenAheadWhereTheDeviceIs) {
+  const Bundle bundle = tiny();
+  profile_.resume();
+  const auto drawn = [&] { return profile_.totals()["sample"].calls; };
+  const auto draws_of = [&](const GenerateOptions& options) {
+    const int64_t before = drawn();
+    const size_t tokens =
+        generate(*bundle.decoder, Ids{72, 101}, options, [&, seen = 0](int32_t) mutable {
+          return ++seen < 3;
+        }).ids.size();
+    EXPECT_LE(tokens, 3U);
+    return drawn() - before;
+  };
+  EXPECT_EQ(draws_of({.max_tokens = 20}), GetParam() ? 4 : 3);
+  EXPECT_EQ(draws_of({.max_tokens = 20, .sampling = {.repetition_penalty = 1.5F}}), 3);
+  EXPECT_EQ(draws_of({.max_tokens = 2}), 2) << "none that cannot be wanted";
+}
+
+TEST_P(GeneratorTest, TheCallerMayStop) {
   const Bundle bundle = tiny();
   int seen = 0;
   const Generation done =
@@ -195,7 +222,7 @@ TEST_F(GeneratorTest, TheCallerMayStop) {
   EXPECT_EQ(done.reason, StopReason::caller);
 }
 
-TEST_F(GeneratorTest, StreamedTextIsTheTextOfAllIds) {
+TEST_P(GeneratorTest, StreamedTextIsTheTextOfAllIds) {
   const Bundle bundle = tiny();
   std::string streamed;
   const Generation done = generate_text(*bundle.decoder, bundle.tokenizer, "Hi", {.max_tokens = 40},
@@ -205,7 +232,7 @@ TEST_F(GeneratorTest, StreamedTextIsTheTextOfAllIds) {
   EXPECT_FALSE(done.text.empty());
 }
 
-TEST_F(GeneratorTest, TextEndsBeforeTheFirstStopText) {
+TEST_P(GeneratorTest, TextEndsBeforeTheFirstStopText) {
   const Bundle bundle = tiny();
   const GenerateOptions options = {.max_tokens = 60,
                                    .sampling = {.temperature = 5.0F, .top_k = 20, .seed = 4}};
@@ -223,7 +250,7 @@ TEST_F(GeneratorTest, TextEndsBeforeTheFirstStopText) {
   EXPECT_EQ(done.reason, StopReason::stop_string);
 }
 
-TEST_F(GeneratorTest, WhatOnlyBeginsAStopTextIsShownAtTheEnd) {
+TEST_P(GeneratorTest, WhatOnlyBeginsAStopTextIsShownAtTheEnd) {
   const Bundle bundle = tiny();
   const std::string free =
       generate_text(*bundle.decoder, bundle.tokenizer, "Hi", {.max_tokens = 12}).text;
@@ -231,7 +258,7 @@ TEST_F(GeneratorTest, WhatOnlyBeginsAStopTextIsShownAtTheEnd) {
   EXPECT_EQ(generate_text(*bundle.decoder, bundle.tokenizer, "Hi", options).text, free);
 }
 
-TEST_F(GeneratorTest, WhatCannotBeGeneratedIsRefused) {
+TEST_P(GeneratorTest, WhatCannotBeGeneratedIsRefused) {
   const Bundle bundle = tiny({.max_positions = 16});
   const auto refusal = [&](const Ids& prompt, int64_t max_tokens) {
     return message_of([&] { generate(*bundle.decoder, prompt, {.max_tokens = max_tokens}); });

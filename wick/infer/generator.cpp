@@ -58,7 +58,8 @@ class Sequence {
 
   // All tokens after the prompt are the same work: only the id, its position and the length of the
   // cache differ, and those lie in tensors.
-  Tensor read_one(int32_t id) {
+  template <class Id>  // a number, or a tensor that will hold it
+  Tensor read_one(const Id& id) {
     set_next_token(backend_, id, cache_.length(), token_);
     decoder_.begin(token_, &cache_);
     recorder_->run(0, [&] {
@@ -74,6 +75,61 @@ class Sequence {
   TokenBatch token_;
   Tensor logits_;
   std::unique_ptr<Recorder> recorder_;
+};
+
+// The ids that follow a prompt. Where the device works on while the host reads, a token is asked
+// for before the one before it has come to the host: the device then need not wait for the host
+// between two tokens. The last one asked for may so turn out not to be wanted.
+class Continuation {
+ public:
+  Continuation(Sequence& sequence, Sampler& sampler, Backend& backend)
+      : sequence_(sequence),
+        sampler_(sampler),
+        backend_(backend),
+        readback_(backend.make_readback(sizeof(int32_t))),
+        ahead_(readback_->runs_behind() && sampler.draws_ahead()) {}
+
+  // `more`: another token may be wanted after this one.
+  int32_t first(std::span<const int32_t> prompt, bool more) {
+    const Tensor logits = sequence_.read(prompt);
+    if (!ahead_) {
+      return last_ = sampler_.next(logits);
+    }
+    sampler_.draw(logits);
+    return take(more);
+  }
+
+  int32_t next(bool more) {
+    if (!ahead_) {
+      return last_ = sampler_.next(sequence_.read_one(last_));
+    }
+    return take(more);
+  }
+
+  // Lets what was asked for and is not wanted come to its end.
+  void finish() {
+    if (ahead_) {
+      backend_.synchronize();
+    }
+  }
+
+ private:
+  int32_t take(bool more) {
+    readback_->begin(sampler_.id());
+    if (more) {
+      sampler_.draw(sequence_.read_one(sampler_.id()));
+    }
+    int32_t id = 0;
+    readback_->take(std::as_writable_bytes(std::span(&id, 1)));
+    return id;
+  }
+
+  Sequence& sequence_;
+  Sampler& sampler_;
+  Backend& backend_;
+  std::unique_ptr<Readback> readback_;
+  bool ahead_;
+  int32_t last_ = 0;
 };
 
 // Passes text on up to the first stop text, holding back what may become one.
@@ -143,10 +199,15 @@ Generation generate(Decoder& decoder, std::span<const int32_t> prompt,
   sampler.see(prompt);
   Sequence sequence(decoder, static_cast<int64_t>(prompt.size()) + options.max_tokens);
 
+  Continuation continuation(sequence, sampler, decoder.backend());
+
   Generation result;
   result.prompt_tokens = static_cast<int64_t>(prompt.size());
+  const auto more_after = [&](size_t tokens) {
+    return static_cast<int64_t>(tokens) < options.max_tokens;
+  };
   Clock::time_point start = Clock::now();
-  int32_t id = sampler.next(sequence.read(prompt));
+  int32_t id = continuation.first(prompt, more_after(1));
   result.prompt_seconds = seconds_since(start);
   start = Clock::now();
   while (true) {
@@ -159,11 +220,12 @@ Generation generate(Decoder& decoder, std::span<const int32_t> prompt,
       result.reason = StopReason::caller;
       break;
     }
-    if (static_cast<int64_t>(result.ids.size()) == options.max_tokens) {
+    if (!more_after(result.ids.size())) {
       break;
     }
-    id = sampler.next(sequence.read_one(id));
+    id = continuation.next(more_after(result.ids.size() + 1));
   }
+  continuation.finish();
   result.decode_seconds = seconds_since(start);
   return result;
 }

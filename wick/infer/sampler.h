@@ -31,6 +31,13 @@ class Sampler {
   // The next token, from logits f32 [V] (overwritten); it is seen from then on.
   int32_t next(const Tensor& logits);
 
+  // Whether a draw can be asked for before the host has seen the one before: a repetition penalty
+  // wants to know all of them.
+  bool draws_ahead() const { return options_.repetition_penalty == 1.0F; }
+  // Asks for the next token, which `id` holds once the device has drawn it.
+  void draw(const Tensor& logits);
+  const Tensor& id() const { return id_; }  // i32 [1]: the token drawn last
+
  private:
   Backend& backend_;
   SamplingOptions options_;

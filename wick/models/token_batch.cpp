@@ -108,4 +108,10 @@ void set_next_token(Backend& backend, int32_t id, int64_t past, TokenBatch& batc
   batch.past = past;
 }
 
+void set_next_token(Backend& backend, const Tensor& id, int64_t past, TokenBatch& batch) {
+  constexpr int32_t kUnknown = 0;
+  set_next_token(backend, kUnknown, past, batch);
+  backend.copy(id, batch.ids);
+}
+
 }  // namespace wick
