@@ -58,9 +58,26 @@ class Sequence {
 
   // All tokens after the prompt are the same work: only the id, its position and the length of the
   // cache differ, and those lie in tensors.
-  template <class Id>  // a number, or a tensor that will hold it
-  Tensor read_one(const Id& id) {
+  Tensor read_one(int32_t id) {
     set_next_token(backend_, id, cache_.length(), token_);
+    return read_token();
+  }
+
+  // The same for an id that was drawn into `drawn`.
+  Tensor read_drawn() {
+    const int64_t past = cache_.length();
+    if (!places_) {
+      first_place_ = past;
+      places_ = lay_out_places(backend_, past, cache_.capacity() - past);
+    }
+    const Tensor place = places_.slice(past - first_place_, 1);
+    set_next_place(backend_, place.reshaped({place.elements()}), past, token_);
+    return read_token();
+  }
+  const Tensor& drawn() const { return token_.ids; }
+
+ private:
+  Tensor read_token() {
     decoder_.begin(token_, &cache_);
     recorder_->run(0, [&] {
       decoder_.write_logits(decoder_.run(nullptr, token_, {}, &cache_).value, logits_);
@@ -68,11 +85,12 @@ class Sequence {
     return logits_.reshaped({logits_.elements()});
   }
 
- private:
   Decoder& decoder_;
   Backend& backend_;
   KvCache cache_;
   TokenBatch token_;
+  Tensor places_;  // of all tokens from first_place_ on
+  int64_t first_place_ = 0;
   Tensor logits_;
   std::unique_ptr<Recorder> recorder_;
 };
@@ -95,7 +113,7 @@ class Continuation {
     if (!ahead_) {
       return last_ = sampler_.next(logits);
     }
-    sampler_.draw(logits);
+    sampler_.draw(logits, sequence_.drawn());
     return take(more);
   }
 
@@ -115,9 +133,9 @@ class Continuation {
 
  private:
   int32_t take(bool more) {
-    readback_->begin(sampler_.id());
+    readback_->begin(sequence_.drawn());
     if (more) {
-      sampler_.draw(sequence_.read_one(sampler_.id()));
+      sampler_.draw(sequence_.read_drawn(), sequence_.drawn());
     }
     int32_t id = 0;
     readback_->take(std::as_writable_bytes(std::span(&id, 1)));

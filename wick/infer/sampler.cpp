@@ -43,18 +43,18 @@ void Sampler::see(std::span<const int32_t> ids) {
   }
 }
 
-void Sampler::draw(const Tensor& logits) {
+void Sampler::draw(const Tensor& logits, const Tensor& id) {
   const SampleArgs args = {.temperature = options_.temperature,
                            .top_k = options_.top_k,
                            .top_p = options_.top_p,
                            .repetition_penalty = options_.repetition_penalty,
                            .seen = seen_,
                            .uniform = random_.uniform(drawn_++)};
-  backend_.sample(args, logits, id_);
+  backend_.sample(args, logits, id);
 }
 
 int32_t Sampler::next(const Tensor& logits) {
-  draw(logits);
+  draw(logits, id_);
   int32_t id = 0;
   backend_.download(id_, std::as_writable_bytes(std::span(&id, 1)));
   see(std::span(&id, 1));

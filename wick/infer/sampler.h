@@ -34,9 +34,8 @@ class Sampler {
   // Whether a draw can be asked for before the host has seen the one before: a repetition penalty
   // wants to know all of them.
   bool draws_ahead() const { return options_.repetition_penalty == 1.0F; }
-  // Asks for the next token, which `id` holds once the device has drawn it.
-  void draw(const Tensor& logits);
-  const Tensor& id() const { return id_; }  // i32 [1]: the token drawn last
+  // Asks for the next token, which `id` (i32 [1]) holds once the device has drawn it.
+  void draw(const Tensor& logits, const Tensor& id);
 
  private:
   Backend& backend_;

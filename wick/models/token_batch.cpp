@@ -78,6 +78,8 @@ TokenBatch make_token_batch(Backend& backend, std::span<const std::vector<int32_
 
 namespace {
 
+constexpr int64_t kPlaceValues = 5;  // a position and a span
+
 // Tokens that follow `past` others of their sequence.
 HostBatch lay_out_next(std::span<const int32_t> ids, int64_t past) {
   check(!ids.empty(), "batch: there is no token");
@@ -108,10 +110,22 @@ void set_next_token(Backend& backend, int32_t id, int64_t past, TokenBatch& batc
   batch.past = past;
 }
 
-void set_next_token(Backend& backend, const Tensor& id, int64_t past, TokenBatch& batch) {
-  constexpr int32_t kUnknown = 0;
-  set_next_token(backend, kUnknown, past, batch);
-  backend.copy(id, batch.ids);
+Tensor lay_out_places(Backend& backend, int64_t past, int64_t count) {
+  constexpr int32_t kAnyId = 0;
+  std::vector<int32_t> places;
+  for (int64_t i = 0; i < count; ++i) {
+    const HostBatch token = lay_out_next(std::span(&kAnyId, 1), past + i);
+    places.insert(places.end(), token.positions.begin(), token.positions.end());
+    places.insert(places.end(), token.spans.begin(), token.spans.end());
+  }
+  return upload_ids(backend, places, {count, kPlaceValues});
+}
+
+void set_next_place(Backend& backend, const Tensor& place, int64_t past, TokenBatch& batch) {
+  backend.copy(place, batch.all.slice(batch.tokens(), kPlaceValues));
+  batch.past = past;
+  batch.end_position = past + 1;
+  batch.largest_id = 0;
 }
 
 }  // namespace wick

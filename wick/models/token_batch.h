@@ -47,8 +47,12 @@ TokenBatch make_next_batch(Backend& backend, std::span<const int32_t> ids, int64
 
 // The same for one token, in a batch that allocate_token_batch(backend, 1, 1) made.
 void set_next_token(Backend& backend, int32_t id, int64_t past, TokenBatch& batch);
-// The same for an id of the model's vocabulary, i32 [1], that the host need not have seen yet.
-void set_next_token(Backend& backend, const Tensor& id, int64_t past, TokenBatch& batch);
+
+// All but the ids of the next `count` tokens, one by one, after `past` others: i32 [count, 5].
+Tensor lay_out_places(Backend& backend, int64_t past, int64_t count);
+// The same as set_next_token for the place of one token, i32 [5], and an id of the model's
+// vocabulary that is in batch.ids, though the host need not have seen it yet.
+void set_next_place(Backend& backend, const Tensor& place, int64_t past, TokenBatch& batch);
 
 // Host values to an i32 tensor.
 Tensor upload_ids(Backend& backend, std::span<const int32_t> values, const Shape& shape);

@@ -45,7 +45,7 @@ __device__ __forceinline__ void hold(uint32_t& value) {
 struct TileRing {
   uint64_t full[kMostTileStages];
   uint64_t empty[kMostTileStages];
-  volatile int hurries;  // the row is there
+  int hurries;  // the row is there; read and written by atomics alone
 };
 
 __device__ __forceinline__ void start_ring(TileRing& ring, int stages) {
@@ -66,9 +66,9 @@ struct Pace {
   uint32_t step;  // clocks a row; 0: at once
 
   // False once there is no reason to wait any more.
-  __device__ __forceinline__ bool wait(const TileRing& ring) {
+  __device__ __forceinline__ bool wait(TileRing& ring) {
     while (static_cast<int>(static_cast<uint32_t>(clock()) - due) < 0) {
-      if (ring.hurries != 0) {
+      if (atomicOr_block(&ring.hurries, 0) != 0) {
         return false;
       }
       __nanosleep(20);
@@ -108,7 +108,7 @@ __device__ __forceinline__ TilePiece<CHANNELS> tile_piece(const RowLinearsArgs& 
 template <int CHANNELS>
 __device__ __forceinline__ bool fetch_at_pace(const RowLinearsArgs& args,
                                               const TilePiece<CHANNELS>& piece, uint32_t to,
-                                              uint32_t full, const TileRing& ring, Pace& pace) {
+                                              uint32_t full, TileRing& ring, Pace& pace) {
   bool waits = true;
 #pragma unroll
   for (int i = 0; i < CHANNELS; ++i) {

@@ -202,7 +202,7 @@ __device__ __forceinline__ void multiply_tiles(const RowLinearsArgs& args, int i
   float* parts = reinterpret_cast<float*>(shared + args.parts_at) + warp * CHANNELS;
   const float scale = await_tiles_row<NORM>(args, shared);
   if (threadIdx.x == 0) {
-    barriers.hurries = 1;
+    atomicExch_block(&barriers.hurries, 1);
   }
 
   hold(full);

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "wick/backend/cuda/context.h"
+#include "wick/backend/cuda/words.h"
 
 namespace wick::cuda {
 
@@ -24,9 +25,13 @@ PinnedReadback::~PinnedReadback() {
 
 void PinnedReadback::begin(In from) {
   assert(from.bytes() <= bytes_);
-  check_cuda(
-      cudaMemcpyAsync(pinned_.get(), from.address(), from.bytes(), cudaMemcpyDeviceToHost, stream_),
-      "download");
+  if (are_words(from.bytes(), from.address(), pinned_.get())) {
+    download_words(stream_, from.address(), from.bytes(), pinned_.get());
+  } else {
+    check_cuda(cudaMemcpyAsync(pinned_.get(), from.address(), from.bytes(), cudaMemcpyDeviceToHost,
+                               stream_),
+               "download");
+  }
   check_cuda(cudaEventRecord(arrived_.get(), stream_), "download");
 }
 

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "wick/backend/cuda/context.h"
+#include "wick/backend/cuda/words.h"
 
 namespace wick::cuda {
 
@@ -58,7 +59,12 @@ void Staging::download(const void* device, std::span<std::byte> host) {
     next_slot();
   }
   std::byte* to = small ? slot() + filled_ : host.data();
-  check_cuda(cudaMemcpyAsync(to, device, host.size(), cudaMemcpyDeviceToHost, stream_), "download");
+  if (small && are_words(host.size(), device, to)) {
+    download_words(stream_, device, host.size(), to);
+  } else {
+    check_cuda(cudaMemcpyAsync(to, device, host.size(), cudaMemcpyDeviceToHost, stream_),
+               "download");
+  }
   check_cuda(cudaStreamSynchronize(stream_), "download");
   if (small) {
     std::memcpy(host.data(), to, host.size());
