@@ -125,14 +125,25 @@ HWY_INLINE void prefetch(const Weight* from, int64_t count) {
   }
 }
 
+// Asks for the rows of B of columns [begin, end): their stream is too thin for the memory to
+// foresee.
+HWY_INLINE void prefetch_adapter(const FewRowsProduct& p, int64_t begin, int64_t end) {
+  if (p.M == 1 && p.adapters != nullptr && p.adapters->b != nullptr && begin < end) {
+    prefetch(p.adapters->b + begin * p.adapters->R, (end - begin) * p.adapters->R);
+  }
+}
+
 template <class Weight>
 HWY_INLINE void multiply_few_rows(const FewRowsProduct& p, const Weight* b) {
   // Whole rows of b are one stream, which the memory foresees. Where the rows of a would not stay
   // in the first cache, pieces of them do, and the pieces of the next rows of b are asked for.
   constexpr int64_t kCached = 4096;
   const int64_t piece = p.M == 1 || p.M * p.K <= kCached ? p.K : 256;
+  constexpr int64_t kAhead = 32;
+  prefetch_adapter(p, p.begin, HWY_MIN(p.begin + kAhead, p.end));
   VF sums[4][kFewRows];
   for (int64_t n = p.begin; n < p.end; n += 4) {
+    prefetch_adapter(p, n + kAhead, HWY_MIN(n + kAhead + 4, p.end));
     const int64_t columns = HWY_MIN(4, p.end - n);
     for (auto& column : sums) {
       for (int64_t m = 0; m < p.M; ++m) {

@@ -110,7 +110,7 @@ HWY_INLINE void shrink_tile(const float* const* x, const float* w, const SkinnyS
 
 template <int64_t kRows>
 HWY_INLINE void shrink_rows(const float* const* x, const float* w, const SkinnySize& size,
-                            float* const* s) {
+                            bool alone, float* const* s) {
   float* to[kRows];
   int64_t r = 0;
   const auto advance = [&](int64_t ranks) {
@@ -121,7 +121,8 @@ HWY_INLINE void shrink_rows(const float* const* x, const float* w, const SkinnyS
     }
   };
   advance(0);
-  for (; r + kShrinkRanks <= size.R; advance(kShrinkRanks)) {
+  // Of a single row A comes from memory, which serves one stream at its full rate.
+  for (; !alone && r + kShrinkRanks <= size.R; advance(kShrinkRanks)) {
     shrink_tile<kRows, kShrinkRanks>(x, w, size, to);
   }
   for (; r < size.R; advance(1)) {
@@ -142,11 +143,11 @@ void Shrink(const float* x, const float* w, const SkinnyRows& rows, const Skinny
   int64_t t = 0;
   for (; t + kShrinkRows <= rows.count; t += kShrinkRows) {
     point(t, kShrinkRows);
-    shrink_rows<kShrinkRows>(from, w, size, to);
+    shrink_rows<kShrinkRows>(from, w, size, false, to);
   }
   for (; t < rows.count; ++t) {
     point(t, 1);
-    shrink_rows<1>(from, w, size, to);
+    shrink_rows<1>(from, w, size, rows.count == 1, to);
   }
 }
 
