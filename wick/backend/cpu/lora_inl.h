@@ -110,7 +110,7 @@ HWY_INLINE void shrink_tile(const float* const* x, const float* w, const SkinnyS
 
 template <int64_t kRows>
 HWY_INLINE void shrink_rows(const float* const* x, const float* w, const SkinnySize& size,
-                            bool alone, float* const* s) {
+                            float* const* s) {
   float* to[kRows];
   int64_t r = 0;
   const auto advance = [&](int64_t ranks) {
@@ -121,8 +121,7 @@ HWY_INLINE void shrink_rows(const float* const* x, const float* w, const SkinnyS
     }
   };
   advance(0);
-  // Of a single row A comes from memory, which serves one stream at its full rate.
-  for (; !alone && r + kShrinkRanks <= size.R; advance(kShrinkRanks)) {
+  for (; r + kShrinkRanks <= size.R; advance(kShrinkRanks)) {
     shrink_tile<kRows, kShrinkRanks>(x, w, size, to);
   }
   for (; r < size.R; advance(1)) {
@@ -130,8 +129,47 @@ HWY_INLINE void shrink_rows(const float* const* x, const float* w, const SkinnyS
   }
 }
 
+// A row alone: w then comes from memory, which serves one stream at its full rate. The same bits as
+// shrink_rows<1>.
+HWY_INLINE void shrink_alone(const float* x, const float* w, const SkinnySize& size, float* s) {
+  const DF d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto dot = [&](int64_t r) HWY_ATTR {
+    const float* row = w + r * size.stride;
+    VF sum = hn::Zero(d);
+    int64_t n = 0;
+    for (; n + lanes <= size.n; n += lanes) {
+      sum = hn::MulAdd(hn::LoadU(d, x + n), hn::LoadU(d, row + n), sum);
+    }
+    if (n < size.n) {
+      const size_t rest = size.n - n;
+      sum = hn::MulAdd(load_part(d, x + n, rest), load_part(d, row + n, rest), sum);
+    }
+    return sum;
+  };
+  int64_t r = 0;
+  for (; r + 4 <= size.R; r += 4) {
+    const VF sum0 = dot(r);
+    const VF sum1 = dot(r + 1);
+    const VF sum2 = dot(r + 2);
+    const VF sum3 = dot(r + 3);
+    store_sums(d, sum0, sum1, sum2, sum3, s + r);
+    for (int64_t i = r; i < r + 4; ++i) {
+      s[i] *= size.scale;
+    }
+  }
+  for (; r < size.R; ++r) {
+    s[r] = sum_of(d, dot(r)) * size.scale;
+  }
+}
+
 void Shrink(const float* x, const float* w, const SkinnyRows& rows, const SkinnySize& size,
             float* s) {
+  if (rows.count == 1) {
+    const int64_t row = row_at(rows, 0);
+    shrink_alone(x + row * rows.wide_stride, w, size, s + row * rows.narrow_stride);
+    return;
+  }
   const float* from[kShrinkRows];
   float* to[kShrinkRows];
   const auto point = [&](int64_t first, int64_t count) {
@@ -143,11 +181,11 @@ void Shrink(const float* x, const float* w, const SkinnyRows& rows, const Skinny
   int64_t t = 0;
   for (; t + kShrinkRows <= rows.count; t += kShrinkRows) {
     point(t, kShrinkRows);
-    shrink_rows<kShrinkRows>(from, w, size, false, to);
+    shrink_rows<kShrinkRows>(from, w, size, to);
   }
   for (; t < rows.count; ++t) {
     point(t, 1);
-    shrink_rows<1>(from, w, size, rows.count == 1, to);
+    shrink_rows<1>(from, w, size, to);
   }
 }
 
