@@ -17,18 +17,6 @@ constexpr int kStrideOfRuns = kLinearsWarps * kRunBytes;  // from a warp's run t
 template <int CHANNELS>
 constexpr int kTileChannels = kTileRows / CHANNELS;
 
-__device__ __forceinline__ void start_barrier_of(uint32_t barrier, uint32_t arrivals) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-#endif
-}
-
-__device__ __forceinline__ void arrive(uint32_t barrier) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-#endif
-}
-
 // All warps of a block but the last, and how they wait for each other.
 __device__ __forceinline__ int row_workers() {
   return static_cast<int>(blockDim.x) - 32;

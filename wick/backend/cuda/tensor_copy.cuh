@@ -8,19 +8,6 @@
 
 namespace wick::cuda {
 
-// As start_barrier, for more than one arrival a phase.
-__device__ __forceinline__ void start_barrier_of(uint32_t barrier, int arrivals) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-#endif
-}
-
-__device__ __forceinline__ void arrive(uint32_t barrier) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-#endif
-}
-
 // At the barrier that block `rank` of the cluster has where this block has `barrier`.
 __device__ __forceinline__ void arrive_at(uint32_t barrier, uint32_t rank) {
 #if __CUDA_ARCH__ >= 900

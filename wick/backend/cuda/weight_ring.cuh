@@ -61,6 +61,19 @@ __device__ __forceinline__ void start_barrier(uint32_t barrier) {
 #endif
 }
 
+// For more than one arrival a phase.
+__device__ __forceinline__ void start_barrier_of(uint32_t barrier, uint32_t arrivals) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void arrive(uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+#endif
+}
+
 // After start_barrier, before the first copy.
 __device__ __forceinline__ void show_barriers_to_copies() {
 #if __CUDA_ARCH__ >= 900
