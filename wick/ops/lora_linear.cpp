@@ -37,25 +37,21 @@ class LoraGradients {
         base_(std::move(base)) {}
 
   void operator()(const Tensor& dy) const {
-    const Tape::Sink sink = base_.all_but_input(dy);
-    const Tensor& dx = sink.tensor;
     const Tensor ds = backend_.allocate(s_.shape(), s_.dtype());
     const Tensor da = da_ ? da_ : backend_.allocate(factors_.a.shape(), DType::f32);
     const Tensor db = db_ ? db_ : backend_.allocate(factors_.b.shape(), DType::f32);
     const Tensor& input = input_.get();
-    if (dropout_.probability == 0.0F && dx) {
-      backend_.lora_linear_backward({input, s_, dy, base_.weight(), factors_}, sink.accumulate, ds,
-                                    da, db, dx);
-      return;
-    }
     if (dropout_.probability == 0.0F) {
-      backend_.lora_backward(input, s_, dy, factors_, ds, da, db, dx);
+      const Tape::Sink dx = base_.all_but_input(dy);
+      if (dx.tensor) {
+        backend_.lora_linear_backward({input, s_, dy, base_.weight(), factors_}, dx.accumulate, ds,
+                                      da, db, dx.tensor);
+      } else {
+        backend_.lora_backward(input, s_, dy, factors_, ds, da, db, dx.tensor);
+      }
       return;
     }
-    if (dx) {
-      backend_.matmul(dy, base_.weight(), {.form = MatmulForm::nn, .accumulate = sink.accumulate},
-                      dx);
-    }
+    const Tensor dx = base_(dy);
     const Tensor dropped = backend_.allocate(input.shape(), input.dtype());
     backend_.dropout(input, dropout_, dropped);
     Tensor d_dropped;
