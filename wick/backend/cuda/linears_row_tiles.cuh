@@ -17,14 +17,6 @@
 
 namespace wick::cuda {
 
-__device__ __forceinline__ uint4 read_shared(uint32_t from) {
-  uint4 words;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-               : "r"(from));
-  return words;
-}
-
 // Where a lane reads: its run of x, and of its two rows of the tile (from the stage's begin).
 struct TileLane {
   uint32_t x, low, high;
