@@ -36,16 +36,23 @@ void AdamwRange(const float* grad, const AdamwFactors& f, int64_t count, float* 
                 float* v) {
   const DF d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  // All in registers: the compiler cannot know that the stores below leave f alone.
   const VF scale = hn::Set(d, f.gradient_scale);
   const VF step = hn::Set(d, f.learning_rate * f.correction1);
+  const VF beta1 = hn::Set(d, f.beta1);
+  const VF one_minus_beta1 = hn::Set(d, f.one_minus_beta1);
+  const VF beta2 = hn::Set(d, f.beta2);
+  const VF one_minus_beta2 = hn::Set(d, f.one_minus_beta2);
+  const VF correction2 = hn::Set(d, f.correction2);
+  const VF epsilon = hn::Set(d, f.epsilon);
+  const VF decay = hn::Set(d, f.decay);
   const auto update = [&](VF g, VF& value, VF& mean, VF& square) HWY_ATTR {
     g = hn::Mul(scale, g);
-    mean = hn::MulAdd(hn::Set(d, f.beta1), mean, hn::Mul(hn::Set(d, f.one_minus_beta1), g));
-    square = hn::MulAdd(hn::Set(d, f.beta2), square,
-                        hn::Mul(hn::Mul(hn::Set(d, f.one_minus_beta2), g), g));
-    const VF root = hn::Sqrt(hn::Mul(square, hn::Set(d, f.correction2)));
-    const VF change = hn::Div(hn::Mul(step, mean), hn::Add(root, hn::Set(d, f.epsilon)));
-    value = hn::MulSub(hn::Set(d, f.decay), value, change);
+    mean = hn::MulAdd(beta1, mean, hn::Mul(one_minus_beta1, g));
+    square = hn::MulAdd(beta2, square, hn::Mul(hn::Mul(one_minus_beta2, g), g));
+    const VF root = hn::Sqrt(hn::Mul(square, correction2));
+    const VF change = hn::Div(hn::Mul(step, mean), hn::Add(root, epsilon));
+    value = hn::MulSub(decay, value, change);
   };
   int64_t i = 0;
   for (; i + lanes <= count; i += lanes) {
