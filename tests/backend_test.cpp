@@ -73,6 +73,17 @@ TEST_P(Conformance, AnAbsurdSizeIsAnErrorThatSaysHowMuch) {
   EXPECT_THROW(backends_[0]->allocate({huge, huge}, DType::f32), Error);
 }
 
+TEST(CpuMemory, LargeTensorsBeginAtAPage) {
+  // Loops over several arrays are slow where the addresses differ little in their last 12 bits.
+  const std::unique_ptr<Backend> backend = make_backend("cpu");
+  for (const int64_t count : {16 << 10, (16 << 10) + 1, 256 << 10, 2 << 20}) {
+    const Tensor first = backend->allocate({count}, DType::f32);
+    const Tensor second = backend->allocate({count}, DType::f32);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(first.address()) % 4096, 0U);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(second.address()) % 4096, 0U);
+  }
+}
+
 TEST_P(Conformance, TensorsOutliveTheirBackend) {
   const Tensor survivor = backends_[0]->allocate({100}, DType::f32);
   backends_[0].reset();
