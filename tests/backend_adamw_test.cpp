@@ -88,8 +88,8 @@ TEST_P(AdamwConformance, ChangesNothingByAGradientThatIsNotFinite) {
   }
 }
 
-// One step at rate 1, without the first moment's correction and with 2 as the second's, of parameters
-// that are 0 and do not decay: what comes out is the change, negated.
+// One step at rate 1, without the first moment's correction and with 2 as the second's, of
+// parameters that are 0 and do not decay: what comes out is the change, negated.
 Values changes_of(Backend& backend, const Values& grad, Values& m, Values& v) {
   const auto count = static_cast<int64_t>(grad.size());
   const AdamwSegment segment{0, count, 1.0F, 0.0F};
