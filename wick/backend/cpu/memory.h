@@ -44,12 +44,16 @@ class BlockCache {
   MemoryUse use_;
 };
 
-// An array of `count` floats that lives as long as this object.
+// An array of `count` floats that lives as long as this object; none has no address.
 class Scratch {
  public:
   Scratch(BlockCache& memory, size_t count)
-      : memory_(memory), block_(memory.take(count * sizeof(float))) {}
-  ~Scratch() { memory_.give_back(block_); }
+      : memory_(memory), block_(count > 0 ? memory.take(count * sizeof(float)) : Block{}) {}
+  ~Scratch() {
+    if (block_.address != nullptr) {
+      memory_.give_back(block_);
+    }
+  }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
