@@ -77,9 +77,9 @@ Block BlockCache::take(size_t bytes) {
   const std::lock_guard lock(mutex_);
   constexpr size_t kLargest = size_t{1} << 60;
   Block block{nullptr, bytes < kLargest ? block_size(bytes) : kLargest};
-  // A free block of up to half as much again will do.
-  for (auto found = free_.lower_bound(block.bytes);
-       found != free_.end() && found->first <= block.bytes + block.bytes / 2; ++found) {
+  const size_t most = fit_ == Fit::any ? kLargest : block.bytes + block.bytes / 2;
+  for (auto found = free_.lower_bound(block.bytes); found != free_.end() && found->first <= most;
+       ++found) {
     if (!found->second.empty()) {
       block = {found->second.back(), found->first};
       found->second.pop_back();
@@ -120,13 +120,15 @@ void* BlockCache::from_system(size_t bytes) {
 void BlockCache::give_back(const Block& block) {
   const std::lock_guard lock(mutex_);
   use_.in_use_bytes -= block.bytes;
-  // What is kept never exceeds what was once needed at the same time.
-  if (cached_bytes_ + use_.in_use_bytes + block.bytes > use_.peak_bytes) {
-    std::free(block.address);
-    return;
-  }
   free_[block.bytes].push_back(block.address);
   cached_bytes_ += block.bytes;
+  for (auto& [size, blocks] : free_) {
+    for (; !blocks.empty() && cached_bytes_ + use_.in_use_bytes > use_.peak_bytes;
+         blocks.pop_back()) {
+      std::free(blocks.back());
+      cached_bytes_ -= size;
+    }
+  }
 }
 
 MemoryUse BlockCache::use() const {
