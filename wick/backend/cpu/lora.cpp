@@ -262,7 +262,15 @@ void for_columns(const Context& context, const BackwardCall& call, int64_t colum
   });
 }
 
-// Of few rows: first all rows, then the gradients of A and B by columns.
+// da, of columns [begin, end).
+void collect_a(const BackwardCall& call, int64_t begin, int64_t end) {
+  const int64_t in = call.in();
+  HWY_DYNAMIC_DISPATCH(Collect)
+  (call.ds.data<float>(), call.x.data<float>(), {nullptr, call.T(), in, call.R()},
+   {in, call.R(), in, 1.0F}, begin, end, call.da.data<float>());
+}
+
+// Of little work or many ranks: first all rows, then the gradients of A and B by columns.
 void backward_by_columns(const Context& context, const BackwardCall& call) {
   const int64_t T = call.T();
   const int64_t in = call.in();
@@ -274,12 +282,8 @@ void backward_by_columns(const Context& context, const BackwardCall& call) {
     backward_of_rows(call, factors.of(thread), begin, end);
   });
   const Scratch sums(context.scratch, R * call.stride());
-  const auto collect_a = [&](int64_t begin, int64_t end) {
-    HWY_DYNAMIC_DISPATCH(Collect)
-    (call.ds.data<float>(), call.x.data<float>(), {nullptr, T, in, R}, {in, R, in, 1.0F}, begin,
-     end, call.da.data<float>());
-  };
-  const auto collect_b = [&](int64_t begin, int64_t end) {
+  const auto of_a = [&](int64_t begin, int64_t end) { collect_a(call, begin, end); };
+  const auto of_b = [&](int64_t begin, int64_t end) {
     change_db(call, begin, end, sums.data(), [&] {
       HWY_DYNAMIC_DISPATCH(Collect)
       (call.s.data<float>(), call.dy.data<float>(), {nullptr, T, out, R},
@@ -287,47 +291,63 @@ void backward_by_columns(const Context& context, const BackwardCall& call) {
     });
   };
   if (T * R * (in + out) < kSerialProducts) {
-    collect_a(0, in);
-    collect_b(0, out);
+    of_a(0, in);
+    of_b(0, out);
   } else {
-    for_columns(context, call, 192, collect_a, collect_b);
+    for_columns(context, call, 192, of_a, of_b);
   }
 }
 
 // Rows of a block that has sums of its own. They follow from the shapes, so that the bits do not
-// depend on the number of threads. 0 where the sums would be more to fetch from the other cores
-// than the rows are.
-int64_t rows_of_blocks(int64_t T, int64_t R) {
-  constexpr int64_t kLeastRows = 64;
-  constexpr int64_t kLeastBlocks = 4;
+// depend on the number of threads.
+struct Blocks {
+  int64_t rows;  // 0: no blocks, where the sums would be more to fetch than the rows are
+  bool of_a;     // else only those of B's gradient are by blocks
+};
+
+// A row of dy that another core has written is dear to read, and to write again afterwards; one of
+// x, which all read, is not. So where there are few rows, the gradient of A is by columns.
+Blocks blocks_of(const BackwardCall& call) {
+  const int64_t T = call.T();
+  const int64_t R = call.R();
+  const auto rows_of = [&](int64_t blocks) { return ceil_div(ceil_div(T, blocks), 4) * 4; };
   constexpr int64_t kMostBlocks = 16;
-  const int64_t blocks = std::min(T / std::max(kLeastRows, 3 * R), kMostBlocks);
-  return blocks >= kLeastBlocks ? ceil_div(ceil_div(T, blocks), 4) * 4 : 0;
+  const int64_t many = std::min(T / std::max<int64_t>(64, 3 * R), kMostBlocks);
+  if (many >= 4) {
+    return {rows_of(many), true};
+  }
+  const int64_t few = T < 128 ? 2 : 4;
+  const bool worth_it = T * R * (call.in() + call.out()) >= kSerialProducts && T >= 2 * R * few;
+  return {worth_it ? rows_of(few) : 0, false};
 }
 
 // A task does all that there is to do with some rows while they are in its cache.
-void backward_by_rows(const Context& context, const BackwardCall& call, int64_t rows_of_block) {
-  constexpr int64_t kRows = 32;  // at a time: a multiple of the tiles of Shrink
+void backward_by_rows(const Context& context, const BackwardCall& call, const Blocks& by) {
+  constexpr int64_t kMostRows = 32;  // at a time
+  const int64_t parts = ceil_div(by.rows, kMostRows);
+  const int64_t rows = ceil_div(ceil_div(by.rows, parts), 4) * 4;  // whole tiles of Shrink
   const int64_t in = call.in();
   const int64_t out = call.out();
   const int64_t R = call.R();
-  const int64_t blocks = ceil_div(call.T(), rows_of_block);
+  const int64_t blocks = ceil_div(call.T(), by.rows);
   const int64_t stride = call.stride();
-  const int64_t sums_of_block = R * (in + stride);  // da, then db transposed
+  const int64_t values_of_a = by.of_a ? R * in : 0;
+  const int64_t sums_of_block = values_of_a + R * stride;  // da, then db transposed
   const Scratch sums(context.scratch, blocks * sums_of_block);
   const PackedFactors factors(context, call, blocks);
-  for_ranges(context, call.T(), rows_of_block, [&](int64_t first, int64_t last, TaskThread thread) {
-    const int64_t block = first / rows_of_block;
-    float* a_sums = sums.data() + block * sums_of_block;
-    float* b_sums = a_sums + R * in;
+  for_ranges(context, call.T(), by.rows, [&](int64_t first, int64_t last, TaskThread thread) {
+    float* a_sums = sums.data() + first / by.rows * sums_of_block;
+    float* b_sums = a_sums + values_of_a;
     const Factors packed = factors.of(thread);
-    for (int64_t begin = first; begin < last; begin += kRows) {
-      const int64_t end = std::min(last, begin + kRows);
+    for (int64_t begin = first; begin < last; begin += rows) {
+      const int64_t end = std::min(last, begin + rows);
       backward_of_rows(call, packed, begin, end);
       const bool more = begin > first;
-      HWY_DYNAMIC_DISPATCH(Collect)
-      (call.ds.data<float>() + begin * R, call.x.data<float>() + begin * in,
-       {nullptr, end - begin, in, R}, {in, R, in, 1.0F, more}, 0, in, a_sums);
+      if (by.of_a) {
+        HWY_DYNAMIC_DISPATCH(Collect)
+        (call.ds.data<float>() + begin * R, call.x.data<float>() + begin * in,
+         {nullptr, end - begin, in, R}, {in, R, in, 1.0F, more}, 0, in, a_sums);
+      }
       HWY_DYNAMIC_DISPATCH(Collect)
       (call.s.data<float>() + begin * R, call.dy.data<float>() + begin * out,
        {nullptr, end - begin, out, R}, {out, R, stride, call.adapter.scaling, more}, 0, out,
@@ -343,11 +363,15 @@ void backward_by_rows(const Context& context, const BackwardCall& call, int64_t 
   for_columns(
       context, call, 192,
       [&](int64_t begin, int64_t end) {
-        add_all(sums.data(), in, begin, end, call.da.data<float>());
+        if (by.of_a) {
+          add_all(sums.data(), in, begin, end, call.da.data<float>());
+        } else {
+          collect_a(call, begin, end);
+        }
       },
       [&](int64_t begin, int64_t end) {
         change_db(call, begin, end, db_sums.data(),
-                  [&] { add_all(sums.data() + R * in, stride, begin, end, db_sums.data()); });
+                  [&] { add_all(sums.data() + values_of_a, stride, begin, end, db_sums.data()); });
       });
 }
 
@@ -357,9 +381,9 @@ void lora_backward(const Context& context, const Tensor& x, const Tensor& s, con
                    const LoraFactors& adapter, const Tensor& ds, const Tensor& da, const Tensor& db,
                    const Tensor& dx) {
   const BackwardCall call{x, s, dy, adapter, ds, da, db, dx};
-  const int64_t rows_of_block = rows_of_blocks(call.T(), call.R());
-  if (rows_of_block > 0) {
-    backward_by_rows(context, call, rows_of_block);
+  const Blocks blocks = blocks_of(call);
+  if (blocks.rows > 0) {
+    backward_by_rows(context, call, blocks);
   } else {
     backward_by_columns(context, call);
   }
