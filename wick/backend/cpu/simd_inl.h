@@ -265,14 +265,15 @@ HWY_INLINE void transpose_by_four(const From* from, int64_t from_stride, int64_t
   }
 }
 
-// The same; of eight by eight where there are such blocks, whose shuffles move twice as much.
+// The same; of eight by eight where there are such blocks, whose shuffles move twice as much. Up to
+// 15 columns (a rank of 8) blocks of four were 1 % faster.
 template <class From>
 HWY_INLINE void transpose(const From* from, int64_t from_stride, int64_t rows, int64_t columns,
                           float* to, int64_t to_stride) {
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
   const hn::FixedTag<float, 8> d;
   using V = hn::Vec<hn::FixedTag<float, 8>>;
-  const int64_t whole_rows = rows / 8 * 8;
+  const int64_t whole_rows = columns < 16 ? 0 : rows / 8 * 8;
   const int64_t whole_columns = columns / 8 * 8;
   for (int64_t n = 0; n < whole_rows; n += 8) {
     for (int64_t k = 0; k < whole_columns; k += 8) {
