@@ -130,9 +130,9 @@ struct ThreadPool::State {
   uint32_t number = 0;        // of the last run; the caller's alone
   // What sleeping and waking need lies apart from what a run writes.
   alignas(kCacheLine) std::atomic<uint32_t> ended{0};  // the number of the last run that ended
-  alignas(kCacheLine) std::atomic<int> sleeping_workers{0};
-  std::atomic<bool> caller_sleeps{false};
-  std::atomic<bool> stop{false};
+  alignas(kCacheLine) std::atomic<int> sleeping_workers{0};  // otherwise the caller's line
+  alignas(kCacheLine) std::atomic<int> sleeping_callers{0};  // otherwise the workers'
+  alignas(kCacheLine) std::atomic<bool> stop{false};
   std::atomic<bool> failed{false};
   std::exception_ptr error;
   std::mutex mutex;
@@ -162,12 +162,11 @@ struct ThreadPool::State {
     }
   }
 
-  // A thread that is about to sleep says so and looks once more; the other changes what it looks at
-  // and then asks who sleeps. With a fence between the two on both sides one of them sees the
-  // other.
+  // A thread that is about to sleep adds itself to a count and looks once more; the other changes
+  // what it looks at and then reads the count by adding nothing to it. Whichever of the two comes
+  // second to the count sees what the first has done before.
   void wake_workers() {
-    std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (sleeping_workers.load(std::memory_order_relaxed) > 0) {
+    if (sleeping_workers.fetch_add(0) > 0) {
       // A worker that has looked and not yet slept holds the lock.
       { const std::lock_guard lock(mutex); }
       wake.notify_all();
@@ -175,8 +174,7 @@ struct ThreadPool::State {
   }
 
   void wake_caller() {
-    std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (caller_sleeps.load(std::memory_order_relaxed)) {
+    if (sleeping_callers.fetch_add(0) > 0) {
       { const std::lock_guard lock(mutex); }
       done.notify_one();
     }
@@ -252,10 +250,9 @@ struct ThreadPool::State {
       const Clock::time_point until = Clock::now() + kSpin;
       if (!spin(all_done, [&](Clock::time_point) { return until; })) {
         std::unique_lock lock(mutex);
-        caller_sleeps = true;
-        std::atomic_thread_fence(std::memory_order_seq_cst);
+        ++sleeping_callers;
         done.wait(lock, all_done);
-        caller_sleeps = false;
+        --sleeping_callers;
       }
     }
     ended.store(number, std::memory_order_release);
@@ -285,7 +282,6 @@ struct ThreadPool::State {
       if (!spin_for_run(seen, ready)) {
         std::unique_lock lock(mutex);
         ++sleeping_workers;
-        std::atomic_thread_fence(std::memory_order_seq_cst);
         wake.wait(lock, ready);
         --sleeping_workers;
       }
