@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cmath>
 #include <optional>
 #include <ostream>
 #include <string>
@@ -102,7 +103,7 @@ class Turns {
 std::string text_of(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   const auto at = [&](double part) {
-    return values[static_cast<size_t>(part * static_cast<double>(values.size() - 1) + 0.5)];
+    return values[static_cast<size_t>(std::lround(part * static_cast<double>(values.size() - 1)))];
   };
   return fmt::format("{:.3f} ({:.3f}-{:.3f})", Timing{values}.median(), at(0.25), at(0.75));
 }

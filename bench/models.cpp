@@ -53,7 +53,7 @@ class RandomWeights : public WeightSource {
   }
 
   Tensor read(Backend& backend, std::string_view name) const override {
-    const Tensor tensor = backend.allocate(shape_of(name), dtype_);
+    Tensor tensor = backend.allocate(shape_of(name), dtype_);
     pool_.fill(std::hash<std::string_view>{}(name), tensor);
     return tensor;
   }

@@ -128,18 +128,18 @@ struct ThreadPool::State {
 
   std::vector<Share> shares;  // by thread; the caller's is the first
   uint32_t number = 0;        // of the last run; the caller's alone
-  // What sleeping and waking need lies apart from what a run writes.
-  alignas(kCacheLine) std::atomic<uint32_t> ended{0};  // the number of the last run that ended
-  alignas(kCacheLine) std::atomic<int> sleeping_workers{0};  // otherwise the caller's line
-  alignas(kCacheLine) std::atomic<int> sleeping_callers{0};  // otherwise the workers'
-  alignas(kCacheLine) std::atomic<bool> stop{false};
-  std::atomic<bool> failed{false};
   std::exception_ptr error;
   std::mutex mutex;
   std::condition_variable wake;
   std::condition_variable done;
   std::vector<std::thread> workers;
   Placement placement;
+  // What ends, sleeping and waking need lies apart from what a run writes, by who writes it.
+  alignas(kCacheLine) std::atomic<uint32_t> ended{0};  // the number of the last run that ended
+  std::atomic<int> sleeping_workers{0};                // the caller's but for a moment
+  alignas(kCacheLine) std::atomic<int> sleeping_callers{0};  // the workers' likewise
+  alignas(kCacheLine) std::atomic<bool> stop{false};
+  std::atomic<bool> failed{false};
 
   static uint64_t ticket_of(uint32_t run, uint32_t tasks) { return uint64_t{run} << 32 | tasks; }
   static uint32_t run_of(uint64_t ticket) { return static_cast<uint32_t>(ticket >> 32); }
