@@ -3,8 +3,9 @@
 
 Each side is a process of its own that waits on its input while the others work; for every case the sides take turns for
 several rounds, in an order that rotates, so that a change in the machine's load meets all of them. The cases and their
-sizes come from `wick bench list`; what a peer cannot do is recorded with the reason. Then wick alone: one thread against
-all, a busy neighbour against none, and where the time of whole models goes. `./run compare` calls this.
+sizes come from `wick bench list`; what a peer cannot do is recorded with the reason. Then wick alone: where the time of
+whole models goes, decoding with an adapter against without and against reading memory, one thread against all, a busy
+neighbour against none. `./run compare` calls this.
 """
 import argparse
 import json
@@ -234,6 +235,13 @@ def measure_scaling(cases, arguments):
     return results
 
 
+def measure_decoding(cases, arguments):
+    """An adapter's cost and the share of the memory's bandwidth, in turns of one token in one process of wick."""
+    if not any(case["name"].startswith("decode:shape=qwen2.5-0.5b") for case in cases):
+        return None
+    return wick_json(arguments, "decoding")
+
+
 class Neighbour:
     """A process that is busy on one core while it is not stopped."""
 
@@ -306,6 +314,7 @@ def run(arguments):
     record["profiles"] = measure_profiles(cases, arguments)
     if arguments.device != "cpu":
         return record
+    record["decoding"] = measure_decoding(cases, arguments)
     record["scaling"] = measure_scaling(cases, arguments)
     record["neighbour"] = measure_neighbour(cases, arguments)
     return record

@@ -74,11 +74,17 @@ const char* target_name() {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <vector>
 
 #include "bench/machine.h"
 #include "bench/measure.h"
+#include "wick/base/error.h"
 #include "wick/base/parallel.h"
 
 namespace wick::bench {
@@ -114,15 +120,14 @@ double peak_gflops(ThreadPool& pool, int tasks) {
   return flops / timing.minimum() * 1e-9;
 }
 
-double read_gbs(ThreadPool& pool, const std::vector<float>& memory, int tasks) {
-  std::vector<float> sinks(static_cast<size_t>(tasks) * 16);
-  const auto part = static_cast<int64_t>(memory.size()) / tasks;
-  const Timing timing = measure([&] {
-    pool.run(tasks, [&](int64_t task) {
-      HWY_DYNAMIC_DISPATCH(read_sum)(memory.data() + task * part, part, &sinks[task * 16]);
-    });
-  });
-  return static_cast<double>(memory.size() * sizeof(float)) / timing.minimum() * 1e-9;
+// The best of some passes.
+double read_gbs(const MemoryReader& memory, int threads) {
+  constexpr int kPasses = 21;
+  double best = 0;
+  for (int i = 0; i < kPasses; ++i) {
+    best = std::max(best, memory.pass(threads));
+  }
+  return best;
 }
 
 }  // namespace
@@ -139,16 +144,49 @@ std::string compiler() {
 #endif
 }
 
+void MemoryReader::Free::operator()(float* memory) const {
+  std::free(memory);
+}
+
+namespace {
+
+constexpr size_t kLargePage = size_t{2} << 20;
+constexpr size_t kReadBytes = size_t{512} << 20;
+
+}  // namespace
+
+MemoryReader::MemoryReader(ThreadPool& pool)
+    : pool_(pool), memory_(static_cast<float*>(std::aligned_alloc(kLargePage, kReadBytes))) {
+  check(memory_ != nullptr, "bench: out of memory: {} bytes to read", kReadBytes);
+#ifdef MADV_HUGEPAGE
+  ::madvise(memory_.get(), kReadBytes, MADV_HUGEPAGE);
+#endif
+  std::fill_n(memory_.get(), kReadBytes / sizeof(float), 1.0F);
+}
+
+double MemoryReader::pass(int threads) const {
+  std::vector<float> sinks(static_cast<size_t>(threads) * 16);
+  const auto part = static_cast<int64_t>(kReadBytes / sizeof(float)) / threads;
+  const std::function<void()> read = [&] {
+    pool_.run(threads, [&](int64_t task) {
+      HWY_DYNAMIC_DISPATCH(read_sum)(memory_.get() + task * part, part, &sinks[task * 16]);
+    });
+  };
+  const Timing timing = measure(
+      read, {.minimum_samples = 1, .minimum_seconds = 0, .fewest_samples = 1, .warm_up_calls = 0});
+  return static_cast<double>(kReadBytes) / timing.minimum() * 1e-9;
+}
+
 MachineLimits measure_machine(ThreadPool& pool) {
-  const std::vector<float> memory((size_t{512} << 20) / sizeof(float), 1.0F);
+  const MemoryReader memory(pool);
   MachineLimits limits;
   limits.processor = processor_name();
   limits.instruction_set = instruction_set();
   limits.threads = pool.threads();
   limits.fma_gflops_one = peak_gflops(pool, 1);
   limits.fma_gflops_all = peak_gflops(pool, pool.threads());
-  limits.read_gbs_one = read_gbs(pool, memory, 1);
-  limits.read_gbs_all = read_gbs(pool, memory, pool.threads());
+  limits.read_gbs_one = read_gbs(memory, 1);
+  limits.read_gbs_all = read_gbs(memory, pool.threads());
   return limits;
 }
 

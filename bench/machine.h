@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 namespace wick {
@@ -31,6 +32,23 @@ struct MachineLimits {
 };
 
 MachineLimits measure_machine(ThreadPool& pool);
+
+// Reads an array far larger than the caches, on large pages as the weights of models are.
+class MemoryReader {
+ public:
+  explicit MemoryReader(ThreadPool& pool);
+
+  // GB/s of one pass over the array by so many threads.
+  double pass(int threads) const;
+
+ private:
+  struct Free {
+    void operator()(float* memory) const;
+  };
+
+  ThreadPool& pool_;
+  std::unique_ptr<float[], Free> memory_;
+};
 
 struct DeviceWork {
   int64_t bf16_product = 8192;  // rows, columns and inner size

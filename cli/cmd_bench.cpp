@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "bench/case.h"
+#include "bench/decoding.h"
 #include "bench/suite.h"
 #include "cli/commands.h"
 #include "cli/common_options.h"
@@ -25,6 +26,7 @@ struct BenchFlags {
   bench::SuiteOptions suite;
   std::filesystem::path json;
   int calls = 10;
+  int pairs = 96;
 };
 
 void write_json(const std::filesystem::path& path, const nlohmann::ordered_json& value) {
@@ -116,6 +118,13 @@ void run_scaling(BenchFlags& flags) {
   write_json(flags.json, bench::run_scaling(one.devices(), all.devices(), flags.suite, std::cout));
 }
 
+void run_decoding(BenchFlags& flags) {
+  const std::unique_ptr<Backend> backend = flags.device.make();
+  ThreadPool readers(flags.device.threads);
+  write_json(flags.json, bench::run_decoding(*backend, readers, bench::model_shapes().front(),
+                                             flags.pairs, std::cout));
+}
+
 void run_repeat(BenchFlags& flags) {
   const std::unique_ptr<Backend> backend = flags.device.make();
   bench::repeat_cases(*backend, flags.suite, flags.calls);
@@ -179,6 +188,7 @@ void add_bench(CLI::App& app) {
       "  wick bench inference --filter lora_delta --json times.json\n"
       "  wick bench training --shape qwen2.5-0.5b --filter dtype=bf16 --profile\n"
       "  wick bench scaling\n"
+      "  wick bench decoding\n"
       "Beside the peers, in one run: ./run compare");
   verb->require_subcommand(1);
   BenchVerb parts(*verb);
@@ -199,6 +209,13 @@ void add_bench(CLI::App& app) {
   parts.add_choice(scaling);
   parts.add_json(scaling);
   parts.add_matmul_precision(scaling);
+  CLI::App* decoding = parts.add(
+      "decoding", "Decode with and without an adapter and read memory, in turns", run_decoding);
+  decoding->add_option("--pairs", parts.flags().pairs, "Of tokens")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  parts.add_json(decoding);
+  parts.add_matmul_precision(decoding);
   CLI::App* repeat = parts.add(
       "repeat", "Call cases so many times, for tools that count instructions", run_repeat);
   parts.add_choice(repeat);

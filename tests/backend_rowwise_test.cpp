@@ -1,4 +1,4 @@
-// Row-wise kernels, loss, optimiser and sampling of every back end against the scalar reference.
+// Row-wise kernels, loss and sampling of every back end against the scalar reference.
 #include <fmt/core.h>
 #include <gtest/gtest.h>
 
@@ -336,91 +336,6 @@ TEST_P(Conformance, CrossEntropyOfNaNIsNaN) {
   backend.cross_entropy(upload_ids(backend, {3}, {1}), {},
                         upload(backend, logits, {1, 67}, activations()), losses);
   EXPECT_TRUE(std::isnan(test::download(backend, losses)[0]));
-}
-
-struct AdamwState {
-  static constexpr int64_t kCount = 20011;
-  static constexpr std::array kSegments = {
-      AdamwSegment{0, 1, 0.1F, 0.0F}, AdamwSegment{1, 17, 0.01F, 0.1F},
-      AdamwSegment{18, 0, 1.0F, 1.0F}, AdamwSegment{18, kCount - 20, 0.02F, 0.05F}};
-  Values grad, p, m, v;
-
-  std::vector<Tensor> run(Backend& backend, double square_sum, float max_norm, int64_t step) const {
-    std::vector<Tensor> state;
-    for (const Values* values : {&p, &m, &v}) {
-      state.push_back(upload(backend, *values, {kCount}));
-    }
-    AdamwArgs args;
-    args.max_gradient_norm = max_norm;
-    args.square_sum = upload(backend, {square_sum}, {1});
-    const auto power = static_cast<double>(step);
-    args.schedule = upload(
-        backend, {0.5, 1 / (1 - std::pow(0.9, power)), 1 / (1 - std::pow(0.999, power))}, {3});
-    args.segments = kSegments;
-    backend.adamw(upload(backend, grad, {kCount}), args, state[0], state[1], state[2]);
-    return state;
-  }
-  void run_reference(double gradient_scale, int64_t step) {
-    AdamwArgs args;
-    args.segments = kSegments;
-    reference::adamw(grad.data(), args, {0.5, step, gradient_scale}, p.data(), m.data(), v.data());
-  }
-};
-
-class AdamwConformance : public Conformance {
- protected:
-  AdamwState draw_state() {
-    AdamwState state{random(AdamwState::kCount), random(AdamwState::kCount),
-                     random(AdamwState::kCount, DType::f32, 0.1),
-                     random(AdamwState::kCount, DType::f32, 0.1)};
-    for (double& value : state.v) {
-      value = std::abs(value);
-    }
-    return state;
-  }
-};
-
-TEST_P(AdamwConformance, StepsEachSegmentByItsOwnRateAndDecay) {
-  const AdamwState before = draw_state();
-  AdamwState after = before;
-  after.run_reference(1.0, 3);
-  expect_outputs([&](Backend& backend) { return before.run(backend, 4.0, 0.0F, 3); },
-                 {after.p, after.m, after.v});
-}
-
-TEST_P(AdamwConformance, ShortensOnlyGradientsThatAreTooLong) {
-  const AdamwState before = draw_state();
-  for (const double norm : {0.5, 4.0}) {
-    AdamwState after = before;
-    after.run_reference(norm > 1.0 ? 1.0 / norm : 1.0, 1);
-    expect_outputs([&](Backend& backend) { return before.run(backend, norm * norm, 1.0F, 1); },
-                   {after.p, after.m, after.v});
-  }
-}
-
-TEST_P(AdamwConformance, ChangesNothingByAGradientThatIsNotFinite) {
-  const AdamwState before = draw_state();
-  for (const double sum : {std::nan(""), double{INFINITY}}) {
-    const std::vector<Tensor> after = before.run(*backends_[0], sum, 1.0F, 1);
-    EXPECT_EQ(test::download(*backends_[0], after[0]), before.p);
-    EXPECT_EQ(test::download(*backends_[0], after[2]), before.v);
-  }
-}
-
-INSTANTIATE_TEST_SUITE_P(Backends, AdamwConformance, testing::ValuesIn(test::conformance_cases()),
-                         test::name_of_case);
-
-TEST_P(Conformance, SumSquares) {
-  for (const int64_t count : {0, 1, 15, 67, 8192, 30011}) {
-    const Values x = random(count);
-    expect_outputs(
-        [&](Backend& backend) {
-          const Tensor out = poisoned(backend, {1});
-          backend.sum_squares(upload(backend, x, {count}), out);
-          return std::vector{out};
-        },
-        {{reference::sum_squares(x.data(), count)}});
-  }
 }
 
 int32_t drawn(Backend& backend, const SampleArgs& args, const Values& logits,

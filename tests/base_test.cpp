@@ -66,19 +66,23 @@ TEST(ThreadPool, RunsEveryTaskOnce) {
   }
 }
 
-TEST(ThreadPool, TellsEachTaskWhichThreadRunsIt) {
+TEST(ThreadPool, TellsEachTaskWhichThreadRunsItAndWhetherForTheFirstTime) {
   ThreadPool pool(3);
   const std::thread::id caller = std::this_thread::get_id();
   for (int repeat = 0; repeat < 200; ++repeat) {
     std::vector<std::thread::id> ids(3);  // by thread: its first task's
     std::vector<int> wrong(24);
-    pool.run_by_thread(24, [&](int64_t i, int thread) {
+    pool.run(24, [&](int64_t i, TaskThread thread) {
       const std::thread::id id = std::this_thread::get_id();
-      if (ids[thread] == std::thread::id()) {
-        ids[thread] = id;
+      const bool first = ids[thread.index] == std::thread::id();
+      if (first) {
+        ids[thread.index] = id;
       }
-      wrong[i] = ids[thread] != id || (thread == 0) != (id == caller);
-      pool.run_by_thread(2, [&](int64_t, int inner) { wrong[i] += inner != 0; });
+      wrong[i] = ids[thread.index] != id || (thread.index == 0) != (id == caller) ||
+                 thread.first_task != first;
+      pool.run(2, [&](int64_t inner_task, TaskThread inner) {
+        wrong[i] += inner.index != 0 || inner.first_task != (inner_task == 0);
+      });
     });
     EXPECT_EQ(std::accumulate(wrong.begin(), wrong.end(), 0), 0);
   }

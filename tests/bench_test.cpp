@@ -9,12 +9,14 @@
 
 #include "bench/builders.h"
 #include "bench/case.h"
+#include "bench/decoding.h"
 #include "bench/machine.h"
 #include "bench/measure.h"
 #include "bench/suite.h"
 #include "wick/backend/profiling_backend.h"
 #include "wick/backend/registry.h"
 #include "wick/base/error.h"
+#include "wick/base/parallel.h"
 
 namespace wick::bench {
 namespace {
@@ -95,6 +97,31 @@ TEST(Cases, EveryLightCaseOfGpusComputesWhatTheReferenceComputes) {
       EXPECT_LE(prepared.error(), c.error_limit) << device << " " << c.name;
     }
   }
+}
+
+TEST(Decoding, EachPairIsATokenWithoutAndOneWithTheAdapter) {
+  NamedShape tiny = model_shapes().front();
+  tiny.config.vocab_size = 1000;
+  tiny.config.hidden_size = 64;
+  tiny.config.intermediate_size = 128;
+  tiny.config.num_layers = 2;
+  tiny.config.num_heads = 2;
+  tiny.config.num_kv_heads = 1;
+  tiny.config.head_dim = 32;
+  const auto backend = make_backend("cpu", {.threads = 2});
+  ThreadPool readers(2);
+  std::ostringstream table;
+  const auto result = run_decoding(*backend, readers, tiny, 3, table);
+  for (const char* values : {"base_seconds", "adapted_seconds", "base_read_gbs"}) {
+    ASSERT_EQ(result[values].size(), 3U) << values;
+    for (const double value : result[values]) {
+      EXPECT_GT(value, 0) << values;
+    }
+  }
+  // 16 ranks of four bytes on the sides of seven layers: q, k, v, o, gate, up, down.
+  const int sides = 2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128);
+  EXPECT_EQ(result["adapter_bytes_of_token"], 2 * 16 * 4 * sides);
+  EXPECT_NE(table.str().find("by pairs"), std::string::npos);
 }
 
 TEST(Cases, InAGraphTheTimeIsThatOfOnePieceOfTheWork) {

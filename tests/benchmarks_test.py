@@ -27,6 +27,9 @@ RECORD = {
          "results": {"wick": {"seconds": [8.0], "extra": {"peak_rss_bytes": 2 << 30}},
                      "torch": {"unavailable": "out of memory"}}},
     ],
+    "decoding": {"case": "decode:x,r=16", "bytes_of_token": 1e9, "adapter_bytes_of_token": 2e7,
+                 "base_seconds": [0.05, 0.04, 0.1], "adapted_seconds": [0.051, 0.042, 0.101],
+                 "base_read_gbs": [25.0, 25.0, 20.0], "adapted_read_gbs": [25.0, 25.0, 20.0]},
     "scaling": [{"name": "gemm:T=1", "one_seconds": [2e-3], "all_seconds": [1e-3]}],
     "neighbour": [{"name": "gemm:T=1", "quiet_seconds": [1e-3], "busy_seconds": [1.5e-3]}],
     "profiles": [{"name": "train_step:x", "calls": 2, "wall_seconds": 10.0,
@@ -68,6 +71,11 @@ class Pages(unittest.TestCase):
         self.assertIn("| outside kernels |  | 1 s | 20.0 % |", page)
         self.assertIn("| `gemm:T=1` | 2 ms | 1 ms | 2.00 |", page)
         self.assertIn("| `gemm:T=1` | 1 ms | 1.5 ms | 1.50 |", page)
+        # A gigabyte in 50, 40 and 100 ms is 20, 25 and 10 GB/s, of 25, 25 and 20.
+        self.assertIn("| without an adapter | 50 ms (40 ms) | 25.0 (20.0-25.0) | 0.80 (0.50-1.00) |", page)
+        self.assertIn("Time with the adapter over time without: 1.020 (1.010-1.050) by pairs; its bytes alone: 1.020.", page)
+        self.assertIn("| at least 0.80 of the memory's bandwidth | 0.80 (0.50-1.00) | yes |", page)
+        self.assertIn("| at most 1.05 of the time without | 1.020 (1.010-1.050) | yes |", page)
         self.assertIn("not measured: no wheel", page)
         self.assertIn("| PyTorch | train_step | out of memory |", page)
         self.assertIn("| LoRA delta | at most 0.50 of PyTorch's time | 0.40 (`lora_delta:T=64,d=1024,r=8`) | yes |", page)

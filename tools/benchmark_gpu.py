@@ -2,7 +2,7 @@
 """Small cases are there twice, awaited and in a graph; each row stands beside the least time that the machine's measured
 ceilings allow. Whole models are in tokens a second. make_benchmarks.py calls this."""
 
-from benchmark_record import (case_named, cases_of, duration, kind_of, label_of, median, ratio, ratio_text, times_of)
+from benchmark_record import (case_named, cases_of, duration, kind_of, label_of, median, ratio, ratio_text, table, times_of)
 
 IN_GRAPH = ",in=graph"
 KINDS = [  # kind of case, what it is, what its figure includes
@@ -40,11 +40,6 @@ README_CASES = [("lora_delta:T=64,d=1024,r=8" + IN_GRAPH, "LoRA delta"),
                 ("train_step:shape=qwen2.5-7b,B=2,T=4096,r=16,dtype=bf16", "Training"),
                 ("decode:shape=qwen2.5-0.5b,prompt=16,tokens=256,dtype=bf16,r=16", "Decoding"),
                 ("decode:shape=qwen2.5-7b,prompt=16,tokens=256,dtype=bf16,r=16", "Decoding")]
-
-
-def table(header, rows):
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows] + [""]
 
 
 def is_gpu(record):

@@ -11,6 +11,18 @@ def median(values):
     return ordered[middle] if len(ordered) % 2 else 0.5 * (ordered[middle - 1] + ordered[middle])
 
 
+def quartiles(values):
+    """The values at a quarter and at three quarters of the order."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return ordered[round(0.25 * last)], ordered[round(0.75 * last)]
+
+
+def table(header, rows):
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows] + [""]
+
+
 def duration(seconds):
     for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
         if seconds * scale >= 1:

@@ -69,14 +69,14 @@ class Model:
         self.loss(ids[None]).backward()
         return {name: weight.grad.detach().double().cpu() for name, weight in self.weights.items()}
 
-    def train(self, sequences):
-        """The loss before each of some AdamW steps; the adapter is as before afterwards."""
+    def train(self, batches, learning_rate=TRAINING["learning_rate"]):
+        """The loss before each AdamW step, one a batch; the adapter is as before afterwards."""
         start = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        optimizer = torch.optim.AdamW(self.weights.values(), lr=TRAINING["learning_rate"],
+        optimizer = torch.optim.AdamW(self.weights.values(), lr=learning_rate,
                                       betas=(TRAINING["beta1"], TRAINING["beta2"]), eps=TRAINING["epsilon"],
                                       weight_decay=TRAINING["weight_decay"])
         losses = []
-        for _ in range(TRAINING["steps"]):
+        for sequences in batches:
             optimizer.zero_grad()
             loss = self.loss(sequences)
             loss.backward()
@@ -104,6 +104,10 @@ def logit_errors(model, sequences, exact):
                         for ids, reference in zip(sequences, exact)])
 
 
+def steps_on(batch):
+    return [batch] * TRAINING["steps"]
+
+
 def root_mean_square(values):
     return float(values.square().mean().sqrt())
 
@@ -115,7 +119,7 @@ def record(folder, device):
     reference = Model(folder, "exact", "cpu")
     exact = [reference.gradients(ids) for ids in sequences]
     exact_logits = [reference.logits(ids) for ids in sequences]
-    exact_losses = torch.stack([reference.train(run) for run in runs])
+    exact_losses = torch.stack([reference.train(steps_on(run)) for run in runs])
 
     print(f"{folder.name}: error of a gradient over its norm, root mean square of {SEQUENCES} sequences; "
           f"largest difference of a loss in {RUNS} runs of {TRAINING['steps']} steps over the loss")
@@ -125,7 +129,7 @@ def record(folder, device):
         model = Model(folder, way, device)
         errors[way] = gradient_errors(model, sequences, exact)
         logits = logit_errors(model, sequences, exact_logits)
-        differences = torch.stack([model.train(run) for run in runs]) / exact_losses - 1
+        differences = torch.stack([model.train(steps_on(run)) for run in runs]) / exact_losses - 1
         if way == RECORDED:
             out |= {f"error.{name}": values.float() for name, values in errors[way].items()}
             out["logit_errors"] = logits.float()

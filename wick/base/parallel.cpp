@@ -108,112 +108,115 @@ class Placement {
 };
 
 struct ThreadPool::State {
-  using Body = std::function<void(int64_t, int)>;
-
-  // The tasks that a thread begins with. Others take from them when their own are done.
+  // What a thread needs of a run, on one line, which it watches while it waits: a line that another
+  // core has just written takes 50-100 ns to come over.
   struct alignas(kCacheLine) Share {
     // The number of the run in the upper half, the next free task in the lower. A thread claims a
     // task by moving on exactly the ticket it has read. So a worker that the system wakes too late
     // finds nothing to claim, and nobody waits for it.
     std::atomic<uint64_t> ticket{0};
-    std::atomic<int64_t> end{0};
+    std::atomic<int64_t> end{0};  // of the tasks that the thread begins with; others take from them
+    std::atomic<const void*> body{nullptr};
+    std::atomic<TaskRef::Call> call{nullptr};
+    // The number of the run, and how many of its tasks the thread has done, of any share. Written
+    // by this thread alone.
+    std::atomic<uint64_t> done{0};
   };
 
   explicit State(int threads)
       : shares(static_cast<size_t>(threads)), placement(static_cast<size_t>(threads)) {}
 
-  // What all threads read during a run, what they write, and what sleeping needs lie on lines of
-  // their own: a line that another core has just written takes some 100 ns to come back.
-  std::vector<Share> shares;  // by thread; the caller's is the first, and is opened last
-  std::atomic<int64_t> count{0};
-  std::atomic<const Body*> task{nullptr};
-  alignas(kCacheLine) std::atomic<int64_t> finished{0};
-  alignas(kCacheLine) std::atomic<int> sleeping_workers{0};
-  std::atomic<bool> caller_sleeps{false};
-  std::atomic<bool> stop{false};
-  std::atomic<bool> failed{false};
+  std::vector<Share> shares;  // by thread; the caller's is the first
+  uint32_t number = 0;        // of the last run; the caller's alone
   std::exception_ptr error;
   std::mutex mutex;
   std::condition_variable wake;
   std::condition_variable done;
   std::vector<std::thread> workers;
   Placement placement;
+  // What ends, sleeping and waking need lies apart from what a run writes, by who writes it.
+  alignas(kCacheLine) std::atomic<uint32_t> ended{0};  // the number of the last run that ended
+  std::atomic<int> sleeping_workers{0};                // the caller's but for a moment
+  alignas(kCacheLine) std::atomic<int> sleeping_callers{0};  // the workers' likewise
+  alignas(kCacheLine) std::atomic<bool> stop{false};
+  std::atomic<bool> failed{false};
 
-  uint64_t run_number() const { return shares.front().ticket.load() >> 32; }
+  static uint64_t ticket_of(uint32_t run, uint32_t tasks) { return uint64_t{run} << 32 | tasks; }
+  static uint32_t run_of(uint64_t ticket) { return static_cast<uint32_t>(ticket >> 32); }
 
-  // Returns the number of the run.
-  uint64_t open_run(int64_t tasks, const Body& body) {
-    const uint64_t number = run_number();
-    // Closes the ended run before its fields change: nobody may claim its next number with the new
-    // body. Whoever reads a new field sees the closed ticket too.
-    for (Share& share : shares) {
-      share.ticket.store(number << 32 | 0xFFFFFFFFU, std::memory_order_release);
-    }
-    finished.store(0, std::memory_order_release);
-    task.store(&body, std::memory_order_release);
-    count.store(tasks, std::memory_order_release);
+  void open_run(int64_t tasks, TaskRef task) {
+    ++number;
     const auto threads = static_cast<int64_t>(shares.size());
     // The first threads get what is left over: the caller is there already.
     const auto begin_of = [&](int64_t i) { return (tasks * i + threads - 1) / threads; };
     for (int64_t i = threads - 1; i >= 0; --i) {
       Share& share = shares[i];
+      // Closes the ended run before its fields change: nobody may claim its next number with the
+      // new body. Whoever reads a new field sees the closed ticket too.
+      share.ticket.store(ticket_of(number - 1, 0xFFFFFFFFU), std::memory_order_release);
+      share.body.store(task.body(), std::memory_order_release);
+      share.call.store(task.call(), std::memory_order_release);
       share.end.store(begin_of(i + 1), std::memory_order_release);
-      const auto begin = static_cast<uint64_t>(begin_of(i));
-      // Sequentially consistent, as are all accesses to what a thread looks at before it sleeps and
-      // to what says that it does: one of the two threads then sees what the other has written.
-      share.ticket.store((number + 1) << 32 | begin);
+      const auto begin = static_cast<uint32_t>(begin_of(i));
+      share.ticket.store(ticket_of(number, begin), std::memory_order_release);
     }
-    return number + 1;
   }
 
+  // A thread that is about to sleep adds itself to a count and looks once more; the other changes
+  // what it looks at and then reads the count by adding nothing to it. Whichever of the two comes
+  // second to the count sees what the first has done before.
   void wake_workers() {
-    if (sleeping_workers.load() > 0) {
+    if (sleeping_workers.fetch_add(0) > 0) {
       // A worker that has looked and not yet slept holds the lock.
       { const std::lock_guard lock(mutex); }
       wake.notify_all();
     }
   }
 
+  void wake_caller() {
+    if (sleeping_callers.fetch_add(0) > 0) {
+      { const std::lock_guard lock(mutex); }
+      done.notify_one();
+    }
+  }
+
   // Claims and runs tasks of a run until none is left, those of the thread's own share first.
-  void work(size_t thread, uint64_t number) {
+  void work(size_t thread, uint32_t run) {
     inside_task = true;
+    uint32_t done_here = 0;
     for (size_t i = 0; i < shares.size(); ++i) {
-      work_off(shares[(thread + i) % shares.size()], static_cast<int>(thread), number);
+      const uint32_t before = done_here;
+      work_off(shares[(thread + i) % shares.size()], static_cast<int>(thread), run, done_here);
+      if (done_here > before) {  // told to the others once a share
+        shares[thread].done.store(ticket_of(run, done_here), std::memory_order_release);
+      }
     }
     inside_task = false;
   }
 
   // Not of the next run, should that have begun: there too, the thread is to begin with its own.
-  void work_off(Share& share, int thread, uint64_t number) {
-    int64_t done_here = 0;  // told to the others once, at the end
-    int64_t all = 0;
+  void work_off(Share& share, int thread, uint32_t run, uint32_t& done_here) {
     uint64_t claimed = share.ticket.load(std::memory_order_acquire);
     for (;;) {
       const auto index = static_cast<int64_t>(claimed & 0xFFFFFFFFU);
       const int64_t end = share.end.load(std::memory_order_acquire);
-      const int64_t tasks = count.load(std::memory_order_acquire);
-      const Body* body = task.load(std::memory_order_acquire);
-      if (index >= end || claimed >> 32 != number) {
-        break;
+      const TaskRef task(share.body.load(std::memory_order_acquire),
+                         share.call.load(std::memory_order_acquire));
+      if (index >= end || run_of(claimed) != run) {
+        return;
       }
       if (!share.ticket.compare_exchange_weak(claimed, claimed + 1, std::memory_order_acq_rel,
                                               std::memory_order_acquire)) {
         continue;
       }
-      // The ticket was current, and the run cannot end without this task: body and count are its
-      // own.
+      // The ticket was current, and the run cannot end without this task: the task is its own.
       try {
-        (*body)(index, thread);
+        task(index, {thread, done_here == 0});
       } catch (...) {
         keep_error(std::current_exception());
       }
       ++done_here;
-      all = tasks;
       claimed = share.ticket.load(std::memory_order_acquire);
-    }
-    if (done_here > 0 && finished.fetch_add(done_here) + done_here == all && caller_sleeps.load()) {
-      { const std::lock_guard lock(mutex); }
-      done.notify_one();
     }
   }
 
@@ -235,29 +238,35 @@ struct ThreadPool::State {
 
   // Until all tasks of the caller's run have ended.
   void wait_for_end(int64_t tasks) {
-    const auto all_finished = [&] { return finished.load() == tasks; };
-    if (all_finished()) {
-      return;
+    const auto all_done = [&] {
+      int64_t sum = 0;
+      for (const Share& share : shares) {
+        const uint64_t of_thread = share.done.load(std::memory_order_acquire);
+        sum += run_of(of_thread) == number ? static_cast<uint32_t>(of_thread) : 0;
+      }
+      return sum == tasks;
+    };
+    if (!all_done()) {
+      const Clock::time_point until = Clock::now() + kSpin;
+      if (!spin(all_done, [&](Clock::time_point) { return until; })) {
+        std::unique_lock lock(mutex);
+        ++sleeping_callers;
+        done.wait(lock, all_done);
+        --sleeping_callers;
+      }
     }
-    const Clock::time_point until = Clock::now() + kSpin;
-    if (!spin(all_finished, [&](Clock::time_point) { return until; })) {
-      std::unique_lock lock(mutex);
-      caller_sleeps = true;
-      done.wait(lock, all_finished);
-      caller_sleeps = false;
-    }
+    ended.store(number, std::memory_order_release);
   }
 
   // A worker that has come too late for a run waits for its end too. Else it would be asleep again
   // when the next one begins, and come too late for that: of calls as short as a wake-up, one after
   // the other, the caller would do all alone.
   template <class Ready>
-  bool spin_for_run(Ready ready) const {
+  bool spin_for_run(uint32_t seen, Ready ready) const {
     const Clock::time_point last = Clock::now() + kSpinBesideARun;
     Clock::time_point until = Clock::now() + kSpin;
     return spin(ready, [&](Clock::time_point now) {
-      const bool running =
-          finished.load(std::memory_order_acquire) < count.load(std::memory_order_acquire);
+      const bool running = ended.load(std::memory_order_acquire) != seen;
       if (running && now < last) {
         until = now + kSpin;
       }
@@ -266,10 +275,11 @@ struct ThreadPool::State {
   }
 
   void worker_loop(size_t thread) {
-    uint64_t seen = 0;
+    uint32_t seen = 0;
+    const auto run = [&] { return run_of(shares[thread].ticket.load(std::memory_order_acquire)); };
     for (;;) {
-      const auto ready = [&] { return run_number() != seen || stop; };
-      if (!spin_for_run(ready)) {
+      const auto ready = [&] { return run() != seen || stop; };
+      if (!spin_for_run(seen, ready)) {
         std::unique_lock lock(mutex);
         ++sleeping_workers;
         wake.wait(lock, ready);
@@ -278,8 +288,9 @@ struct ThreadPool::State {
       if (stop) {
         return;
       }
-      seen = run_number();
+      seen = run();
       work(thread, seen);
+      wake_caller();
     }
   }
 };
@@ -306,23 +317,19 @@ int ThreadPool::threads() const {
   return static_cast<int>(state_->workers.size()) + 1;
 }
 
-void ThreadPool::run(int64_t count, const std::function<void(int64_t)>& task) {
-  run_by_thread(count, [&](int64_t i, int) { task(i); });
-}
-
-void ThreadPool::run_by_thread(int64_t count, const std::function<void(int64_t, int)>& task) {
+void ThreadPool::run(int64_t count, TaskRef task) {
   State& s = *state_;
   if (count <= 1 || s.workers.empty() || inside_task) {
     for (int64_t i = 0; i < count; ++i) {
-      task(i, 0);
+      task(i, {0, i == 0});
     }
     return;
   }
   check(count < (int64_t{1} << 31), "thread pool: {} tasks in one run", count);
   s.placement.keep_off_caller(s.workers);
-  const uint64_t number = s.open_run(count, task);
+  s.open_run(count, task);
   s.wake_workers();
-  s.work(0, number);
+  s.work(0, s.number);
   s.wait_for_end(count);
   s.rethrow_error();
 }

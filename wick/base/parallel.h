@@ -10,14 +10,48 @@
 // task executes serially in that thread.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
-#include <functional>
 #include <memory>
 
 namespace wick {
 
 // Cores that this process may use.
 int usable_cores();
+
+// Who runs a task.
+struct TaskThread {
+  int index;        // from 0 (the caller) to threads() - 1; of a serial run 0
+  bool first_task;  // of the run in this thread: for what a thread prepares once
+};
+
+// Refers to what is called for each task, task(i) or task(i, thread), and does not own it: a run
+// costs no allocation.
+class TaskRef {
+ public:
+  using Call = void (*)(const void* body, int64_t i, TaskThread thread);
+
+  template <class Body>
+  requires std::invocable<const Body&, int64_t> || std::invocable<const Body&, int64_t, TaskThread>
+  TaskRef(const Body& body)  // NOLINT(google-explicit-constructor)
+      : body_(&body), call_([](const void* object, int64_t i, TaskThread thread) {
+          const Body& typed = *static_cast<const Body*>(object);
+          if constexpr (std::invocable<const Body&, int64_t, TaskThread>) {
+            typed(i, thread);
+          } else {
+            typed(i);
+          }
+        }) {}
+  TaskRef(const void* body, Call how) : body_(body), call_(how) {}
+
+  void operator()(int64_t i, TaskThread thread) const { call_(body_, i, thread); }
+  const void* body() const { return body_; }
+  Call call() const { return call_; }
+
+ private:
+  const void* body_;
+  Call call_;
+};
 
 class ThreadPool {
  public:
@@ -29,10 +63,7 @@ class ThreadPool {
 
   int threads() const;
   // The first exception that a task throws is rethrown here once all tasks have ended.
-  void run(int64_t count, const std::function<void(int64_t)>& task);
-  // The same; a task is also told which thread runs it, from 0 (the caller) to threads() - 1, for
-  // what a thread keeps from one task to the next. A serial run is of thread 0 alone.
-  void run_by_thread(int64_t count, const std::function<void(int64_t, int)>& task);
+  void run(int64_t count, TaskRef task);
 
  private:
   struct State;

@@ -76,7 +76,7 @@ class CpuBackend final : public Backend {
  private:
   // Tensors keep the cache of their blocks alive, so they may outlive the back end.
   std::shared_ptr<BlockCache> tensors_ = std::make_shared<BlockCache>();
-  BlockCache scratch_;
+  BlockCache scratch_{BlockCache::Fit::any};
   ThreadPool pool_;
   Context context_;
 };

@@ -77,37 +77,42 @@ struct Output {
 // One adapter for the rows of `index` (null: all).
 void forward_of_rows(const Context& context, const Tensor& x, const LoraFactors& adapter,
                      const int32_t* index, int64_t count, const Tensor& s, const Output& output) {
-  const Tensor& y = output.y;
   const int64_t in = x.columns();
-  const int64_t out = y.columns();
+  const int64_t out = output.y.columns();
   const int64_t R = adapter.a.rows();
+  const int64_t s_stride = s.columns();
+  const float* a = adapter.a.data<float>();
   const float* b = adapter.b.data<float>();
+  const float* x_data = x.data<float>();
+  float* s_data = s.data<float>();
+  float* y_data = output.y.data<float>();
+  const SkinnySize shrink{in, R, in, 1.0F};
+  const SkinnySize expand{out, R, R, adapter.scaling, output.accumulate};
   constexpr int64_t kFewRows = 2;
   const bool packed = count > kFewRows;
   const int64_t rows_of_task = task_rows(context, count, R * (in + out));
-  PackedByThread panels(context, ceil_div(count, rows_of_task), packed ? padded(out) * R : 0,
-                        [=](float* to) { pack_panels(b, Stored::rank_last, out, R, to); });
-  for_ranges(context, count, rows_of_task, [&](int64_t begin, int64_t end, int thread) {
-    const int64_t first = index == nullptr ? begin : 0;
-    const int32_t* indices = index == nullptr ? nullptr : index + begin;
-    const float* x_rows = x.data<float>() + first * in;
-    float* s_rows = s.data<float>() + first * s.columns();
-    float* y_rows = y.data<float>() + first * out;
-    SkinnyRows rows{indices, end - begin, in, s.columns()};
-    HWY_DYNAMIC_DISPATCH(Shrink)
-    (x_rows, adapter.a.data<float>(), rows, {in, R, in, 1.0F}, s_rows);
-    const SkinnySize size{out, R, R, adapter.scaling, output.accumulate};
-    rows.wide_stride = out;
-    if (packed) {
-      HWY_DYNAMIC_DISPATCH(Expand)(s_rows, panels.of(thread), rows, size, y_rows);
-      return;
-    }
-    for (int64_t i = 0; i < rows.count; ++i) {
-      const int64_t row = indices == nullptr ? i : indices[i];
-      HWY_DYNAMIC_DISPATCH(ExpandOneRow)
-      (s_rows + row * s.columns(), b, size, y_rows + row * out);
-    }
-  });
+  const PackedByThread panels(context, ceil_div(count, rows_of_task), packed ? padded(out) * R : 0);
+  for_ranges(
+      context, count, rows_of_task, [=, &panels](int64_t begin, int64_t end, TaskThread thread) {
+        const int64_t first = index == nullptr ? begin : 0;
+        const int32_t* indices = index == nullptr ? nullptr : index + begin;
+        float* s_rows = s_data + first * s_stride;
+        float* y_rows = y_data + first * out;
+        SkinnyRows rows{indices, end - begin, in, s_stride};
+        HWY_DYNAMIC_DISPATCH(Shrink)(x_data + first * in, a, rows, shrink, s_rows);
+        rows.wide_stride = out;
+        if (packed) {
+          const float* b_panels =
+              panels.of(thread, [=](float* to) { pack_panels(b, Stored::rank_last, out, R, to); });
+          HWY_DYNAMIC_DISPATCH(Expand)(s_rows, b_panels, rows, expand, y_rows);
+          return;
+        }
+        for (int64_t i = 0; i < rows.count; ++i) {
+          const int64_t row = indices == nullptr ? i : indices[i];
+          HWY_DYNAMIC_DISPATCH(ExpandOneRow)
+          (s_rows + row * s_stride, b, expand, y_rows + row * out);
+        }
+      });
 }
 
 void forward(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
@@ -180,40 +185,53 @@ struct BackwardCall {
 };
 
 // What a thread reads of the adapter.
+struct Factors {
+  const float* b_transposed;
+  const float* a_panels;  // where the gradient of x is wanted
+};
+
 class PackedFactors {
  public:
   PackedFactors(const Context& context, const BackwardCall& call, int64_t tasks)
-      : b_(context, tasks, call.R() * call.stride(),
-           [&call](float* to) {
-             HWY_DYNAMIC_DISPATCH(Transpose)
-             (call.adapter.b.data<float>(), call.R(), call.out(), call.R(), to, call.stride());
-           }),
-        a_(context, tasks, call.dx ? padded(call.in()) * call.R() : 0, [&call](float* to) {
-          pack_panels(call.adapter.a.data<float>(), Stored::rank_first, call.in(), call.R(), to);
-        }) {}
+      : call_(call),
+        b_(context, tasks, call.R() * call.stride()),
+        a_(context, tasks, call.dx ? padded(call.in()) * call.R() : 0) {}
 
-  const float* b_transposed(int thread) { return b_.of(thread); }
-  const float* a_panels(int thread) { return a_.of(thread); }
+  // To be called once a task.
+  Factors of(TaskThread thread) const {
+    const int64_t R = call_.R();
+    const LoraFactors& adapter = call_.adapter;
+    const float* b = b_.of(thread, [&](float* to) {
+      HWY_DYNAMIC_DISPATCH(Transpose)
+      (adapter.b.data<float>(), R, call_.out(), R, to, call_.stride());
+    });
+    if (!call_.dx) {
+      return {b, nullptr};
+    }
+    return {b, a_.of(thread, [&](float* to) {
+              pack_panels(adapter.a.data<float>(), Stored::rank_first, call_.in(), R, to);
+            })};
+  }
 
  private:
+  const BackwardCall& call_;
   PackedByThread b_, a_;
 };
 
 // ds = scaling dy B, and dx += ds A, of rows [begin, end).
-void backward_of_rows(const BackwardCall& call, PackedFactors& factors, int64_t begin, int64_t end,
-                      int thread) {
+void backward_of_rows(const BackwardCall& call, const Factors& factors, int64_t begin,
+                      int64_t end) {
   const int64_t R = call.R();
   SkinnyRows rows{nullptr, end - begin, call.out(), R};
   float* ds_rows = call.ds.data<float>() + begin * R;
   HWY_DYNAMIC_DISPATCH(Shrink)
-  (call.dy.data<float>() + begin * call.out(), factors.b_transposed(thread), rows,
+  (call.dy.data<float>() + begin * call.out(), factors.b_transposed, rows,
    {call.out(), R, call.stride(), call.adapter.scaling}, ds_rows);
   if (call.dx) {
     const int64_t in = call.in();
     rows.wide_stride = in;
     HWY_DYNAMIC_DISPATCH(Expand)
-    (ds_rows, factors.a_panels(thread), rows, {in, R, in, 1.0F},
-     call.dx.data<float>() + begin * in);
+    (ds_rows, factors.a_panels, rows, {in, R, in, 1.0F}, call.dx.data<float>() + begin * in);
   }
 }
 
@@ -244,24 +262,28 @@ void for_columns(const Context& context, const BackwardCall& call, int64_t colum
   });
 }
 
-// Of few rows: first all rows, then the gradients of A and B by columns.
+// da, of columns [begin, end).
+void collect_a(const BackwardCall& call, int64_t begin, int64_t end) {
+  const int64_t in = call.in();
+  HWY_DYNAMIC_DISPATCH(Collect)
+  (call.ds.data<float>(), call.x.data<float>(), {nullptr, call.T(), in, call.R()},
+   {in, call.R(), in, 1.0F}, begin, end, call.da.data<float>());
+}
+
+// Of little work or many ranks: first all rows, then the gradients of A and B by columns.
 void backward_by_columns(const Context& context, const BackwardCall& call) {
   const int64_t T = call.T();
   const int64_t in = call.in();
   const int64_t out = call.out();
   const int64_t R = call.R();
   const int64_t rows_of_task = task_rows(context, T, R * (in + out));
-  PackedFactors factors(context, call, ceil_div(T, rows_of_task));
-  for_ranges(context, T, rows_of_task, [&](int64_t begin, int64_t end, int thread) {
-    backward_of_rows(call, factors, begin, end, thread);
+  const PackedFactors factors(context, call, ceil_div(T, rows_of_task));
+  for_ranges(context, T, rows_of_task, [&](int64_t begin, int64_t end, TaskThread thread) {
+    backward_of_rows(call, factors.of(thread), begin, end);
   });
   const Scratch sums(context.scratch, R * call.stride());
-  const auto collect_a = [&](int64_t begin, int64_t end) {
-    HWY_DYNAMIC_DISPATCH(Collect)
-    (call.ds.data<float>(), call.x.data<float>(), {nullptr, T, in, R}, {in, R, in, 1.0F}, begin,
-     end, call.da.data<float>());
-  };
-  const auto collect_b = [&](int64_t begin, int64_t end) {
+  const auto of_a = [&](int64_t begin, int64_t end) { collect_a(call, begin, end); };
+  const auto of_b = [&](int64_t begin, int64_t end) {
     change_db(call, begin, end, sums.data(), [&] {
       HWY_DYNAMIC_DISPATCH(Collect)
       (call.s.data<float>(), call.dy.data<float>(), {nullptr, T, out, R},
@@ -269,46 +291,63 @@ void backward_by_columns(const Context& context, const BackwardCall& call) {
     });
   };
   if (T * R * (in + out) < kSerialProducts) {
-    collect_a(0, in);
-    collect_b(0, out);
+    of_a(0, in);
+    of_b(0, out);
   } else {
-    for_columns(context, call, 192, collect_a, collect_b);
+    for_columns(context, call, 192, of_a, of_b);
   }
 }
 
 // Rows of a block that has sums of its own. They follow from the shapes, so that the bits do not
-// depend on the number of threads. 0 where the sums would be more to fetch from the other cores
-// than the rows are.
-int64_t rows_of_blocks(int64_t T, int64_t R) {
-  constexpr int64_t kLeastRows = 64;
-  constexpr int64_t kLeastBlocks = 4;
+// depend on the number of threads.
+struct Blocks {
+  int64_t rows;  // 0: no blocks, where the sums would be more to fetch than the rows are
+  bool of_a;     // else only those of B's gradient are by blocks
+};
+
+// A row of dy that another core has written is dear to read, and to write again afterwards; one of
+// x, which all read, is not. So where there are few rows, the gradient of A is by columns.
+Blocks blocks_of(const BackwardCall& call) {
+  const int64_t T = call.T();
+  const int64_t R = call.R();
+  const auto rows_of = [&](int64_t blocks) { return ceil_div(ceil_div(T, blocks), 4) * 4; };
   constexpr int64_t kMostBlocks = 16;
-  const int64_t blocks = std::min(T / std::max(kLeastRows, 3 * R), kMostBlocks);
-  return blocks >= kLeastBlocks ? ceil_div(ceil_div(T, blocks), 4) * 4 : 0;
+  const int64_t many = std::min(T / std::max<int64_t>(64, 3 * R), kMostBlocks);
+  if (many >= 4) {
+    return {rows_of(many), true};
+  }
+  const int64_t few = T < 128 ? 2 : 4;
+  const bool worth_it = T * R * (call.in() + call.out()) >= kSerialProducts && T >= 2 * R * few;
+  return {worth_it ? rows_of(few) : 0, false};
 }
 
 // A task does all that there is to do with some rows while they are in its cache.
-void backward_by_rows(const Context& context, const BackwardCall& call, int64_t rows_of_block) {
-  constexpr int64_t kRows = 32;  // at a time: a multiple of the tiles of Shrink
+void backward_by_rows(const Context& context, const BackwardCall& call, const Blocks& by) {
+  constexpr int64_t kMostRows = 32;  // at a time
+  const int64_t parts = ceil_div(by.rows, kMostRows);
+  const int64_t rows = ceil_div(ceil_div(by.rows, parts), 4) * 4;  // whole tiles of Shrink
   const int64_t in = call.in();
   const int64_t out = call.out();
   const int64_t R = call.R();
-  const int64_t blocks = ceil_div(call.T(), rows_of_block);
+  const int64_t blocks = ceil_div(call.T(), by.rows);
   const int64_t stride = call.stride();
-  const int64_t sums_of_block = R * (in + stride);  // da, then db transposed
+  const int64_t values_of_a = by.of_a ? R * in : 0;
+  const int64_t sums_of_block = values_of_a + R * stride;  // da, then db transposed
   const Scratch sums(context.scratch, blocks * sums_of_block);
-  PackedFactors factors(context, call, blocks);
-  for_ranges(context, call.T(), rows_of_block, [&](int64_t first, int64_t last, int thread) {
-    const int64_t block = first / rows_of_block;
-    float* a_sums = sums.data() + block * sums_of_block;
-    float* b_sums = a_sums + R * in;
-    for (int64_t begin = first; begin < last; begin += kRows) {
-      const int64_t end = std::min(last, begin + kRows);
-      backward_of_rows(call, factors, begin, end, thread);
+  const PackedFactors factors(context, call, blocks);
+  for_ranges(context, call.T(), by.rows, [&](int64_t first, int64_t last, TaskThread thread) {
+    float* a_sums = sums.data() + first / by.rows * sums_of_block;
+    float* b_sums = a_sums + values_of_a;
+    const Factors packed = factors.of(thread);
+    for (int64_t begin = first; begin < last; begin += rows) {
+      const int64_t end = std::min(last, begin + rows);
+      backward_of_rows(call, packed, begin, end);
       const bool more = begin > first;
-      HWY_DYNAMIC_DISPATCH(Collect)
-      (call.ds.data<float>() + begin * R, call.x.data<float>() + begin * in,
-       {nullptr, end - begin, in, R}, {in, R, in, 1.0F, more}, 0, in, a_sums);
+      if (by.of_a) {
+        HWY_DYNAMIC_DISPATCH(Collect)
+        (call.ds.data<float>() + begin * R, call.x.data<float>() + begin * in,
+         {nullptr, end - begin, in, R}, {in, R, in, 1.0F, more}, 0, in, a_sums);
+      }
       HWY_DYNAMIC_DISPATCH(Collect)
       (call.s.data<float>() + begin * R, call.dy.data<float>() + begin * out,
        {nullptr, end - begin, out, R}, {out, R, stride, call.adapter.scaling, more}, 0, out,
@@ -324,11 +363,15 @@ void backward_by_rows(const Context& context, const BackwardCall& call, int64_t 
   for_columns(
       context, call, 192,
       [&](int64_t begin, int64_t end) {
-        add_all(sums.data(), in, begin, end, call.da.data<float>());
+        if (by.of_a) {
+          add_all(sums.data(), in, begin, end, call.da.data<float>());
+        } else {
+          collect_a(call, begin, end);
+        }
       },
       [&](int64_t begin, int64_t end) {
         change_db(call, begin, end, db_sums.data(),
-                  [&] { add_all(sums.data() + R * in, stride, begin, end, db_sums.data()); });
+                  [&] { add_all(sums.data() + values_of_a, stride, begin, end, db_sums.data()); });
       });
 }
 
@@ -338,9 +381,9 @@ void lora_backward(const Context& context, const Tensor& x, const Tensor& s, con
                    const LoraFactors& adapter, const Tensor& ds, const Tensor& da, const Tensor& db,
                    const Tensor& dx) {
   const BackwardCall call{x, s, dy, adapter, ds, da, db, dx};
-  const int64_t rows_of_block = rows_of_blocks(call.T(), call.R());
-  if (rows_of_block > 0) {
-    backward_by_rows(context, call, rows_of_block);
+  const Blocks blocks = blocks_of(call);
+  if (blocks.rows > 0) {
+    backward_by_rows(context, call, blocks);
   } else {
     backward_by_columns(context, call);
   }

@@ -130,11 +130,12 @@ void multiply_packed(const Context& context, const Tensor& a, const Tensor& b,
     const int64_t row_tasks = ceil_div(rows, cut.rows);
     const int64_t tasks = row_tasks * ceil_div(N, cut.columns);
     const int64_t width = HWY_DYNAMIC_DISPATCH(TileColumns)();
-    PackedByThread own_left(context, tasks, own ? row_floats * rows : 0, [&](float* to) {
+    const PackedByThread own_left(context, tasks, own ? row_floats * rows : 0);
+    const auto pack_own = [&](float* to) {
       pack_left(a, args.form, sizes, left_rows, 0, rows, to);
-    });
-    context.pool.run_by_thread(tasks, [&, N = N, K = K](int64_t task, int thread) {
-      const float* left = own ? own_left.of(thread) : shared_left.data();
+    };
+    context.pool.run(tasks, [&, N = N, K = K](int64_t task, TaskThread thread) {
+      const float* left = own ? own_left.of(thread, pack_own) : shared_left.data();
       const int64_t m = task % row_tasks * cut.rows;
       const int64_t n = task / row_tasks * cut.columns;
       PackedProduct p{};

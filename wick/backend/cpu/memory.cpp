@@ -17,6 +17,20 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 
+// Large arrays begin at a page. A load whose address ends in the 12 bits of a store just before it
+// waits for that store. Loops that go through several arrays at one index never meet this where all
+// begin alike; where each begins a line or two further on, as one after the other from the heap
+// do, they meet it all the time.
+constexpr size_t kPage = 4096;
+constexpr size_t kAtPageFrom = 16 * kPage;
+
+size_t alignment_of(size_t bytes) {
+  if (bytes >= 2 * kHugePage) {
+    return kHugePage;
+  }
+  return bytes >= kAtPageFrom ? kPage : BlockCache::kAlignment;
+}
+
 // The smallest block size of at least `bytes`.
 size_t block_size(size_t bytes) {
   if (bytes <= 4 * BlockCache::kAlignment) {
@@ -63,9 +77,9 @@ Block BlockCache::take(size_t bytes) {
   const std::lock_guard lock(mutex_);
   constexpr size_t kLargest = size_t{1} << 60;
   Block block{nullptr, bytes < kLargest ? block_size(bytes) : kLargest};
-  // A free block of up to half as much again will do.
-  for (auto found = free_.lower_bound(block.bytes);
-       found != free_.end() && found->first <= block.bytes + block.bytes / 2; ++found) {
+  const size_t most = fit_ == Fit::any ? kLargest : block.bytes + block.bytes / 2;
+  for (auto found = free_.lower_bound(block.bytes); found != free_.end() && found->first <= most;
+       ++found) {
     if (!found->second.empty()) {
       block = {found->second.back(), found->first};
       found->second.pop_back();
@@ -91,12 +105,12 @@ void* BlockCache::from_system(size_t bytes) {
           "out of memory: {:.1f} MiB asked for, {:.1f} MiB free, {:.1f} MiB in use by tensors",
           mib(bytes), mib(available), mib(use_.in_use_bytes));
   }
-  const bool huge = bytes >= 2 * kHugePage;
-  void* address = std::aligned_alloc(huge ? kHugePage : kAlignment, bytes);
+  const size_t alignment = alignment_of(bytes);
+  void* address = std::aligned_alloc(alignment, bytes);
   check(address != nullptr, "out of memory: {:.1f} MiB asked for, {:.1f} MiB in use by tensors",
         mib(bytes), mib(use_.in_use_bytes));
 #ifdef MADV_HUGEPAGE
-  if (huge) {
+  if (alignment == kHugePage) {
     ::madvise(address, bytes, MADV_HUGEPAGE);  // only advice: fewer faults and TLB misses
   }
 #endif
@@ -106,13 +120,15 @@ void* BlockCache::from_system(size_t bytes) {
 void BlockCache::give_back(const Block& block) {
   const std::lock_guard lock(mutex_);
   use_.in_use_bytes -= block.bytes;
-  // What is kept never exceeds what was once needed at the same time.
-  if (cached_bytes_ + use_.in_use_bytes + block.bytes > use_.peak_bytes) {
-    std::free(block.address);
-    return;
-  }
   free_[block.bytes].push_back(block.address);
   cached_bytes_ += block.bytes;
+  for (auto& [size, blocks] : free_) {
+    for (; !blocks.empty() && cached_bytes_ + use_.in_use_bytes > use_.peak_bytes;
+         blocks.pop_back()) {
+      std::free(blocks.back());
+      cached_bytes_ -= size;
+    }
+  }
 }
 
 MemoryUse BlockCache::use() const {

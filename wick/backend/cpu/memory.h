@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -21,14 +22,19 @@ struct Block {
 class BlockCache {
  public:
   static constexpr size_t kAlignment = 64;
+  // Which free block serves a request: one of up to half as much again, or any that is large
+  // enough, for what is needed for a moment only.
+  enum class Fit : uint8_t { close, any };
 
-  BlockCache() = default;
+  explicit BlockCache(Fit fit = Fit::close) : fit_(fit) {}
   ~BlockCache();
   BlockCache(const BlockCache&) = delete;
   BlockCache& operator=(const BlockCache&) = delete;
 
   // At least `bytes` of uninitialised memory. Throws Error when there is not enough.
   Block take(size_t bytes);
+  // Keeps it for reuse. All that is kept never exceeds what was once needed at the same time;
+  // beyond that the smallest blocks go back to the system, which hands them out again fastest.
   void give_back(const Block& block);
 
   MemoryUse use() const;  // in the sizes of the blocks
@@ -38,18 +44,23 @@ class BlockCache {
   void* from_system(size_t bytes);
   void release_cached();
 
+  const Fit fit_;
   mutable std::mutex mutex_;
   std::map<size_t, std::vector<void*>> free_;  // addresses by block size
   size_t cached_bytes_ = 0;
   MemoryUse use_;
 };
 
-// An array of `count` floats that lives as long as this object.
+// An array of `count` floats that lives as long as this object; none has no address.
 class Scratch {
  public:
   Scratch(BlockCache& memory, size_t count)
-      : memory_(memory), block_(memory.take(count * sizeof(float))) {}
-  ~Scratch() { memory_.give_back(block_); }
+      : memory_(memory), block_(count > 0 ? memory.take(count * sizeof(float)) : Block{}) {}
+  ~Scratch() {
+    if (block_.address != nullptr) {
+      memory_.give_back(block_);
+    }
+  }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 

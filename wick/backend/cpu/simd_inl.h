@@ -211,36 +211,45 @@ HWY_INLINE float sum_over(int64_t count, const Body& body) {
                 fold(count, hn::Zero(d), body, [](VF a, VF b) HWY_ATTR { return hn::Add(a, b); }));
 }
 
-// ---- transposes of 4x4 blocks; to[k][n] = from[n][k]
+// ---- transposes of 4x4 and 8x8 blocks; to[k][n] = from[n][k]
+
+// The four-by-four blocks in the lanes of 128 bits of four rows, each transposed: out[j] has column
+// j of the first block, then of the second.
+template <class D, class V>
+HWY_INLINE void transpose_lanes(D d, V r0, V r1, V r2, V r3, V* out) {
+#if HWY_TARGET != HWY_SCALAR
+  const hn::Repartition<uint64_t, D> pairs;
+  const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1));
+  const auto low23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3));
+  const auto high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
+  const auto high23 = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
+  out[0] = hn::BitCast(d, hn::InterleaveLower(pairs, low01, low23));
+  out[1] = hn::BitCast(d, hn::InterleaveUpper(pairs, low01, low23));
+  out[2] = hn::BitCast(d, hn::InterleaveLower(pairs, high01, high23));
+  out[3] = hn::BitCast(d, hn::InterleaveUpper(pairs, high01, high23));
+#endif
+}
 
 // Copies `rows` x `columns` values; row n of `from` starts at n * from_stride, and likewise for
 // `to`.
 template <class From>
-HWY_INLINE void transpose(const From* from, int64_t from_stride, int64_t rows, int64_t columns,
-                          float* to, int64_t to_stride) {
+HWY_INLINE void transpose_by_four(const From* from, int64_t from_stride, int64_t rows,
+                                  int64_t columns, float* to, int64_t to_stride) {
   int64_t n = 0;
 #if HWY_TARGET != HWY_SCALAR
   const hn::Full128<float> d;
-  const hn::Full128<uint64_t> pairs;
+  using V = hn::Vec<hn::Full128<float>>;
   for (; n + 4 <= rows; n += 4) {
     const From* block = from + n * from_stride;
     int64_t k = 0;
     for (; k + 4 <= columns; k += 4) {
-      const auto r0 = load(d, block + k);
-      const auto r1 = load(d, block + from_stride + k);
-      const auto r2 = load(d, block + 2 * from_stride + k);
-      const auto r3 = load(d, block + 3 * from_stride + k);
-      const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1));
-      const auto low23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3));
-      const auto high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
-      const auto high23 = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
-      float* out = to + k * to_stride + n;
-      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(pairs, low01, low23)), d, out);
-      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(pairs, low01, low23)), d, out + to_stride);
-      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(pairs, high01, high23)), d,
-                 out + 2 * to_stride);
-      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(pairs, high01, high23)), d,
-                 out + 3 * to_stride);
+      V out[4];
+      transpose_lanes(d, load(d, block + k), load(d, block + from_stride + k),
+                      load(d, block + 2 * from_stride + k), load(d, block + 3 * from_stride + k),
+                      out);
+      WICK_UNROLL for (int64_t j = 0; j < 4; ++j) {
+        hn::StoreU(out[j], d, to + (k + j) * to_stride + n);
+      }
     }
     for (; k < columns; ++k) {
       for (int64_t i = 0; i < 4; ++i) {
@@ -254,6 +263,42 @@ HWY_INLINE void transpose(const From* from, int64_t from_stride, int64_t rows, i
       to[k * to_stride + n] = to_f32(from[n * from_stride + k]);
     }
   }
+}
+
+// The same; of eight by eight where there are such blocks, whose shuffles move twice as much. Up to
+// 15 columns (a rank of 8) blocks of four were 1 % faster.
+template <class From>
+HWY_INLINE void transpose(const From* from, int64_t from_stride, int64_t rows, int64_t columns,
+                          float* to, int64_t to_stride) {
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+  const hn::FixedTag<float, 8> d;
+  using V = hn::Vec<hn::FixedTag<float, 8>>;
+  const int64_t whole_rows = columns < 16 ? 0 : rows / 8 * 8;
+  const int64_t whole_columns = columns / 8 * 8;
+  for (int64_t n = 0; n < whole_rows; n += 8) {
+    for (int64_t k = 0; k < whole_columns; k += 8) {
+      V upper[4];
+      V lower[4];
+      const auto of_rows = [&](const From* block, V* out) HWY_ATTR {
+        transpose_lanes(d, load(d, block), load(d, block + from_stride),
+                        load(d, block + 2 * from_stride), load(d, block + 3 * from_stride), out);
+      };
+      of_rows(from + n * from_stride + k, upper);
+      of_rows(from + (n + 4) * from_stride + k, lower);
+      WICK_UNROLL for (int64_t j = 0; j < 4; ++j) {
+        float* out = to + (k + j) * to_stride + n;
+        hn::StoreU(hn::ConcatLowerLower(d, lower[j], upper[j]), d, out);
+        hn::StoreU(hn::ConcatUpperUpper(d, lower[j], upper[j]), d, out + 4 * to_stride);
+      }
+    }
+  }
+  transpose_by_four(from + whole_columns, from_stride, whole_rows, columns - whole_columns,
+                    to + whole_columns * to_stride, to_stride);
+  transpose_by_four(from + whole_rows * from_stride, from_stride, rows - whole_rows, columns,
+                    to + whole_rows, to_stride);
+#else
+  transpose_by_four(from, from_stride, rows, columns, to, to_stride);
+#endif
 }
 
 // out[i] = the sum of the lanes of v[i].

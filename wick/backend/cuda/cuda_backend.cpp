@@ -180,8 +180,6 @@ void CudaBackend::lora_backward(In x, In s, In dy, const LoraFactors& adapter, O
   cuda::lora_backward(ready(), x, s, dy, adapter, ds, da, db, dx);
 }
 
-// Few rows: one kernel; some tens of bf16: a shrink and one kernel. Else the low-rank change comes
-// first, so that the product adds to it and no pass over y follows it.
 void CudaBackend::lora_linear_backward(const LoraLinearInputs& inputs, bool accumulate, Out ds,
                                        Out da, Out db, Out dx) {
   if (!cuda::lora_linear_backward(ready(), inputs, accumulate, {ds, da, db, dx})) {
@@ -189,6 +187,9 @@ void CudaBackend::lora_linear_backward(const LoraLinearInputs& inputs, bool accu
   }
 }
 
+// Few rows: one kernel; some tens of bf16: a shrink and one kernel. Many rows of bf16: one kernel
+// where that gains, else the change is added to a product in f32. Else the low-rank change comes
+// first, so that the product adds to it and no pass over y follows it.
 void CudaBackend::linears(In x, std::span<const LinearTerm> terms) {
   const int64_t T = x.rows();
   if (T == 0 || rows_->linears(x, terms) ||
@@ -198,16 +199,20 @@ void CudaBackend::linears(In x, std::span<const LinearTerm> terms) {
   if (linears_in_tiles(ready(), x, terms)) {
     return;
   }
+  std::vector<LinearTerm> onto_products;
   std::vector<LinearTerm> others;
   for (const LinearTerm& term : terms) {
     if (!lora_product_gains(ready(), x, term) || !lora_product(ready(), x, term)) {
-      others.push_back(term);
+      (takes_onto_product(x, term) ? onto_products : others).push_back(term);
     }
   }
-  lora_deltas(ready(), x, others);
+  linears_onto_products(ready(), x, onto_products);
   for (const LinearTerm& term : others) {
-    const MatmulArgs args{.accumulate = !term.adapters.empty(),
-                          .bias = term.bias ? &term.bias : nullptr};
+    const bool adapted = !term.adapters.empty();
+    if (adapted) {
+      cuda::lora_delta(ready(), x, term.adapters, term.row_adapter, term.s, term.y);
+    }
+    const MatmulArgs args{.accumulate = adapted, .bias = term.bias ? &term.bias : nullptr};
     cuda::matmul(ready(), x, term.weight, args, term.y);
   }
 }

@@ -1,6 +1,7 @@
 // Which low-rank kernels do what, and their scratch memory.
 #include "wick/backend/cuda/lora.h"
 
+#include <deque>
 #include <functional>
 #include <vector>
 
@@ -9,6 +10,8 @@
 #include "wick/backend/cuda/lora_product.h"
 #include "wick/backend/cuda/lora_rows.cuh"
 #include "wick/backend/cuda/lora_tiles.cuh"
+#include "wick/backend/cuda/matmul.h"
+#include "wick/backend/cuda/temporary.h"
 
 namespace wick::cuda {
 namespace {
@@ -106,7 +109,9 @@ int64_t run_rows_of(const Context& context, std::span<const Term> terms, bool co
 struct LowRankTerm {
   AdapterView adapter;
   Tensor s;
-  Tensor y;  // empty: only s is wanted
+  Tensor y;        // empty: only s is wanted
+  Tensor product;  // f32, what the change is added to, with the bias (bf16): see TileExpand
+  Tensor bias;
 };
 
 void forward_of_ranks(const Context& context, const Tensor& x, std::span<const LowRankTerm> terms,
@@ -126,6 +131,8 @@ void forward_of_ranks(const Context& context, const Tensor& x, std::span<const L
     expand.y_scaling = adapter.scaling;
     expand.accumulate = accumulate || ranks.begin > 0;
     expand.y = term.y ? bf16_of(term.y) : nullptr;
+    expand.product = term.product ? term.product.data<float>() : nullptr;
+    expand.bias = term.bias ? bf16_of(term.bias) : nullptr;
     shrinks.push_back(shrink);
     expands.push_back(expand);
   }
@@ -253,27 +260,38 @@ void lora_delta(const Context& context, const Tensor& x, std::span<const LoraFac
   forward(context, x, adapters, row_adapter, false, s, y);
 }
 
-void lora_deltas(const Context& context, const Tensor& x, std::span<const LinearTerm> terms) {
+bool takes_onto_product(const Tensor& x, const LinearTerm& term) {
+  return !term.adapters.empty() && goes_in_tiles(x, term.row_adapter, term.s, term.y) &&
+         term.adapters[0].a.rows() <= kTileRanks;
+}
+
+void linears_onto_products(const Context& context, const Tensor& x,
+                           std::span<const LinearTerm> terms) {
+  constexpr size_t kGroupBytes = size_t{64} << 20;  // of products, from which on a launch is little
+  std::deque<Temporary> products;
   std::vector<LowRankTerm> group;
+  size_t bytes = 0;
   const auto run_group = [&] {
     if (!group.empty()) {
       forward_in_tiles(context, x, group, false);
       group.clear();
+      products.clear();
+      bytes = 0;
     }
   };
   for (const LinearTerm& term : terms) {
-    if (term.adapters.empty()) {
-      continue;
-    }
-    if (!goes_in_tiles(x, term.row_adapter, term.s, term.y)) {
-      forward(context, x, term.adapters, term.row_adapter, false, term.s, term.y);
-      continue;
-    }
     const AdapterView adapter = view_of(term.adapters[0]);
-    if (group.size() == kTileTerms || (!group.empty() && group[0].adapter.rank != adapter.rank)) {
+    const size_t own = 2 * term.y.bytes();
+    if (group.size() == kTileTerms || bytes + own > kGroupBytes ||
+        (!group.empty() && group[0].adapter.rank != adapter.rank)) {
       run_group();
     }
-    group.push_back({adapter, term.s, term.y});
+    const Tensor& product = products.emplace_back(context, term.y.shape(), DType::f32).tensor();
+    const bool later =
+        term.bias && term.bias.dtype() == DType::bf16 && aligned_to(term.bias.address(), 16);
+    matmul(context, x, term.weight, {.bias = term.bias && !later ? &term.bias : nullptr}, product);
+    group.push_back({adapter, term.s, term.y, product, later ? term.bias : Tensor()});
+    bytes += own;
   }
   run_group();
 }

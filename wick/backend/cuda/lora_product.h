@@ -13,7 +13,7 @@ namespace wick::cuda {
 // capability 9.0.
 bool lora_product(const Context& context, const Tensor& x, const LinearTerm& term);
 
-// Whether it would, and in less time than lora_deltas and a product. Depends on shapes and the
+// Whether it would, and in less time than linears_onto_products. Depends on shapes and the
 // device alone.
 bool lora_product_gains(const Context& context, const Tensor& x, const LinearTerm& term);
 

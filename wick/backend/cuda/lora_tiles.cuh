@@ -47,7 +47,7 @@ struct TileShrink {
 
 // With low = scaling sum_b parts[b] (or low itself where there are no parts): y (+)= y_scaling low
 // factor^T unless y is null; and partials[p,c,r] = sum of wide[t,c] low[t,r] over the rows of run p
-// unless wide is null.
+// unless wide is null. With a product: y = product + bias + y_scaling low factor^T, rounded once.
 struct TileExpand {
   const float* parts = nullptr;
   int part_count = 0;
@@ -61,6 +61,8 @@ struct TileExpand {
   bool accumulate = true;
   float y_scaling = 1.0F;
   __nv_bfloat16* y = nullptr;
+  const float* product = nullptr;       // [rows, channels]
+  const __nv_bfloat16* bias = nullptr;  // [channels], or null
   const __nv_bfloat16* wide = nullptr;
   float* partials = nullptr;
   int64_t run_rows = 0;
