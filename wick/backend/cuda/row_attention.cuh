@@ -376,7 +376,7 @@ __device__ __noinline__ void exchange_sums(const RowPhase& described, HeadShare 
 // What a worker does of a phase. kHalves: 1 for up to eight queries a key head, else 2.
 template <int kD, int kHalves>
 __device__ __forceinline__ void run_attention(const RowPhase& described, const HeadShare& share,
-                                              const RowWords& words, unsigned char* work, int p) {
+                                              const RowWords& words, unsigned char* work) {
   const AttentionPhase& phase = described.attention;
   if (!share.takes_part()) {
     return;
@@ -406,10 +406,8 @@ __device__ __forceinline__ void run_attention(const RowPhase& described, const H
     fetch_values(v, k_row, first, end, position, chunks - first_chunk, own,
                  static_cast<int>(thread_here() % 32));
   }
-  if (threadIdx.x < 32) STAMP(p, 0);
   turn_token<kD>(phase, words, share.g, position, work, at);
   meet_workers();
-  if (threadIdx.x < 32) STAMP(p, 1);
   if (share.block == 0) {
     append_token<kD>(phase, share.g, position,
                      reinterpret_cast<const __nv_bfloat16*>(work + at.fresh));
@@ -456,9 +454,7 @@ __device__ __forceinline__ void run_attention(const RowPhase& described, const H
                    ? reinterpret_cast<ScoreSums*>(work + at.sums) + writer * kQueries
                    : nullptr);
   }
-  if (threadIdx.x < 32) STAMP(p, 2);
   meet_workers();
-  if (threadIdx.x < 32) STAMP(p, 3);
   // Those that had a run.
   int writers = max(end - share.keys.begin + kKeysOfWarp - 1, 0) / kKeysOfWarp;
   if (share.blocks > 1) {
@@ -482,7 +478,6 @@ __device__ __forceinline__ void run_attention(const RowPhase& described, const H
       store_pair(described, words, 2 * (share.g * heads * pairs_of_head + pair), sums);
     }
   }
-  if (threadIdx.x < 32) STAMP(p, 4);
   meet_workers();  // the next phase writes where this one read
 }
 

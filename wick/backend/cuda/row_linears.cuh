@@ -268,7 +268,6 @@ __device__ __forceinline__ void run_linears(const RowProgramArgs& program, int p
                                             RowShared& shared, RingPlace& ring_place) {
   const LinearsPhase& phase = described.linears;
   const RowShare& share = shared.share[p % kDescribedPhases];
-  if (threadIdx.x < 32) STAMP(p, 0);
   RowEnd end = read_end(phase, share);
   const RowOutputs outputs = outputs_of(described, share, places);
   const TileWork tiles = tile_work(phase, share.items, shared_address(places.work),
@@ -282,17 +281,13 @@ __device__ __forceinline__ void run_linears(const RowProgramArgs& program, int p
     read_row<3>(phase, places);
   }
   meet_all(outputs.adapted);
-  if (threadIdx.x < 32) STAMP(p, 1);
   if (threadIdx.x == 0) {
     set_multiplies(shared, p);
   }
-  multiply_tiles(tiles, places.ring, shared, p);
-  if (threadIdx.x < 32) STAMP(p, 2);
+  multiply_tiles(tiles, places.ring, shared);
   const float scale = norm_scale(phase, shared);
   meet_all(outputs.adapted);
-  if (threadIdx.x < 32) STAMP(p, 3);
   end_linears(phase, share, end, outputs, scale, places.words.tag);
-  if (threadIdx.x < 32) STAMP(p, 4);
 }
 
 }  // namespace wick::cuda

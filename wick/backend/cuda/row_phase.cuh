@@ -135,12 +135,5 @@ struct RowProgramArgs {
 };
 static_assert(sizeof(RowProgramArgs) <= 32764);  // kernel parameters of compute capability 7.0 on
 
-#ifdef WICK_ROW_CLOCKS
-constexpr int kStamps = 14;
-static __device__ long long g_stamps[132][kMostRowPhases][kStamps];
-#define STAMP(p, i) do { if (threadIdx.x % 32 == 0 && blockIdx.x < 132) g_stamps[blockIdx.x][p][i] = clock64(); } while (0)
-#else
-#define STAMP(p, i)
-#endif
 
 }  // namespace wick::cuda

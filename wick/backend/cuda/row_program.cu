@@ -35,29 +35,24 @@ struct Plan {
   size_t shared_bytes = 0;
 };
 
-struct Range {
-  const char* begin = nullptr;
-  const char* end = nullptr;
-
-  bool overlaps(const Range& other) const { return begin < other.end && other.begin < end; }
-  bool operator==(const Range&) const = default;
-};
-
-Range range_of(const Tensor& tensor) {
-  if (!tensor) {
-    return {};
-  }
-  const auto* begin = static_cast<const char*>(tensor.address());
-  return {begin, begin + tensor.bytes()};
+bool overlap(const Tensor& a, const Tensor& b) {
+  const auto begin = [](const Tensor& tensor) { return static_cast<char*>(tensor.address()); };
+  const auto end = [&](const Tensor& tensor) { return begin(tensor) + tensor.bytes(); };
+  return begin(a) < end(b) && begin(b) < end(a);
 }
 
-// An operation that waits, and which memory it is about.
+bool same(const Tensor& a, const Tensor& b) {
+  return a && b && a.address() == b.address() && a.bytes() == b.bytes() && a.dtype() == b.dtype();
+}
+
+// An operation that waits. It holds what it reads from memory and what it writes, so that nothing
+// else is put there before it has run.
 struct Operation {
   RowPhase phase{};
-  std::vector<Range> reads;                   // of memory; without weights
-  std::vector<std::pair<Range, int>> writes;  // and which of its outputs that is
-  bool follows = false;  // its row is the result of the one before
-  int64_t pairs = 0;     // channels, halved: no more blocks than that
+  std::vector<Tensor> reads;                   // of memory; without weights
+  std::vector<std::pair<Tensor, int>> writes;  // and which of its outputs that is; results first
+  bool follows = false;                        // its row is the result of the one before
+  int64_t pairs = 0;                           // channels, halved: no more blocks than that
   int64_t weight_bytes = 0;
   int head_width = 0;  // of attention: 64 or 128
 };
@@ -214,7 +209,7 @@ struct RowProgram::State {
   std::unique_ptr<void, Free> memory;
   bool waits = false;
   std::vector<Operation> operations;
-  Range kept;  // the row that the last norm is of
+  Tensor kept;  // the row that the last norm is of
 
   bool usable() const { return context.compute_capability >= 90; }
   void make_exchange();
@@ -261,7 +256,6 @@ bool RowProgram::State::posts(std::initializer_list<const Tensor*> tensors) cons
   if (operations.empty()) {
     return false;
   }
-  // `writes` has results first, in the order in which they are posted.
   const Operation& last = operations.back();
   const size_t results =
       last.phase.attends || last.phase.linears.gated ? 1 : last.phase.linears.terms;
@@ -271,9 +265,7 @@ bool RowProgram::State::posts(std::initializer_list<const Tensor*> tensors) cons
   size_t i = 0;
   int64_t elements = 0;
   for (const Tensor* tensor : tensors) {
-    const Range& range = last.writes[i++].first;
-    if (tensor->dtype() != DType::bf16 || range.begin != tensor->address() ||
-        range.end != range.begin + tensor->bytes()) {
+    if (tensor->dtype() != DType::bf16 || !same(*tensor, last.writes[i++].first)) {
       return false;
     }
     elements += tensor->elements();
@@ -282,10 +274,10 @@ bool RowProgram::State::posts(std::initializer_list<const Tensor*> tensors) cons
 }
 
 bool RowProgram::State::reads_results(const Operation& next) const {
-  for (const Range& read : next.reads) {
+  for (const Tensor& read : next.reads) {
     for (const Operation& operation : operations) {
       for (const auto& [write, output] : operation.writes) {
-        if (read.overlaps(write)) {
+        if (overlap(read, write)) {
           return true;
         }
       }
@@ -306,7 +298,7 @@ Operation RowProgram::State::linears_of(const Tensor& x, const NormedInput* norm
   if (phase.gated) {
     phase.gelu = *activation == Activation::gelu_tanh;
     phase.h = h->data<__nv_bfloat16>();
-    operation.writes.emplace_back(range_of(*h), kGatedOutput);
+    operation.writes.emplace_back(*h, kGatedOutput);
   }
   for (int i = 0; i < phase.terms; ++i) {
     const LinearTerm& from = terms[i];
@@ -322,7 +314,7 @@ Operation RowProgram::State::linears_of(const Tensor& x, const NormedInput* norm
     if (!phase.gated) {
       term.y = from.y.address();
       term.y_type = from.y.dtype();
-      operation.writes.emplace_back(range_of(from.y), output_y(i));
+      operation.writes.emplace_back(from.y, output_y(i));
     }
   }
   for (int i = 0; i < phase.terms; ++i) {
@@ -334,7 +326,7 @@ Operation RowProgram::State::linears_of(const Tensor& x, const NormedInput* norm
       term.scaling = adapter.scaling;
       term.rank = static_cast<int>(adapter.a.rows());
       term.s = terms[i].s.data<__nv_bfloat16>();
-      operation.writes.emplace_back(range_of(terms[i].s), output_s(i));
+      operation.writes.emplace_back(terms[i].s, output_s(i));
     }
   }
   read_row(x, norm, operation);
@@ -346,7 +338,7 @@ void RowProgram::State::read_row(const Tensor& x, const NormedInput* norm,
                                  Operation& operation) const {
   LinearsPhase& phase = operation.phase.linears;
   const auto reads = [&](const Tensor& tensor) {
-    operation.reads.push_back(range_of(tensor));
+    operation.reads.push_back(tensor);
     return tensor.data<__nv_bfloat16>();
   };
   if (norm == nullptr) {
@@ -358,7 +350,7 @@ void RowProgram::State::read_row(const Tensor& x, const NormedInput* norm,
   phase.norm_weight = norm->weight.data<float>();
   phase.eps = norm->eps;
   phase.adds = static_cast<bool>(norm->b);
-  phase.keeps_sum = kept == range_of(norm->a);
+  phase.keeps_sum = same(kept, norm->a);
   if (!phase.keeps_sum) {
     phase.a = reads(norm->a);
   }
@@ -366,7 +358,7 @@ void RowProgram::State::read_row(const Tensor& x, const NormedInput* norm,
     operation.follows = posts({&norm->b});
     phase.b = operation.follows ? nullptr : reads(norm->b);
     phase.sum = norm->sum.data<__nv_bfloat16>();
-    operation.writes.emplace_back(range_of(norm->sum), kSumOutput);
+    operation.writes.emplace_back(norm->sum, kSumOutput);
   }
 }
 
@@ -482,7 +474,7 @@ bool RowProgram::State::linears(const Tensor& x, const NormedInput* norm,
     return false;
   }
   if (norm != nullptr) {
-    kept = range_of(norm->b ? norm->sum : norm->a);
+    kept = norm->b ? norm->sum : norm->a;
   }
   return true;
 }
@@ -505,9 +497,9 @@ bool RowProgram::State::attention(const FreshTokens& tokens, const Tensor& k_cac
     Operation operation;
     operation.follows = posts({&tokens.q, &tokens.k, &tokens.v});
     operation.head_width = call.D > 64 ? 128 : 64;
-    operation.writes = {{range_of(o), 0}};
-    operation.reads = {range_of(k_cache), range_of(v_cache), range_of(spans),
-                       range_of(tokens.positions)};
+    operation.writes = {{o, 0}};
+    operation.reads = {k_cache, v_cache, spans,
+                       tokens.positions};
     RowPhase& phase = operation.phase;
     phase.attends = true;
     phase.attention = {};
@@ -557,13 +549,7 @@ void RowProgram::State::flush() {
   for (size_t p = 0; p < all.size(); ++p) {
     RowPhase& phase = all[p].phase;
     for (const auto& [write, output] : all[p].writes) {
-      const auto overwrites = [&range = write](const auto& other) {
-        return range.overlaps(other.first);
-      };
-      const bool dead = std::any_of(all.begin() + p + 1, all.end(), [&](const Operation& later) {
-        return std::ranges::any_of(later.writes, overwrites);
-      });
-      if (dead) {
+      if (write.sole_owner()) {  // nobody will read it
         drop_output(phase, output);
       }
     }
@@ -583,12 +569,7 @@ RowProgram::RowProgram(const Context& context) : state_(std::make_unique<State>(
   }
 }
 
-#ifdef WICK_ROW_CLOCKS
-void dump_row_clocks();
-RowProgram::~RowProgram() { dump_row_clocks(); }
-#else
 RowProgram::~RowProgram() = default;
-#endif
 
 bool RowProgram::linears(const Tensor& x, std::span<const LinearTerm> terms) {
   return flush_unless_waiting(state_->linears(x, nullptr, terms, nullptr, nullptr));

@@ -3,7 +3,7 @@
 // Where work is recorded, operations of a single token wait here until another one comes, or the
 // work ends: those that follow from each other go into one launch. Elsewhere each is launched at
 // once. What they read from memory and write there is as if each had run by itself, but that an
-// output which a later operation of the same launch overwrites is not written.
+// output is not written which nobody holds any more when they are launched.
 #pragma once
 
 #include <memory>

@@ -1,7 +1,4 @@
 // The kernel of programs of one row, and its launch.
-#include <algorithm>
-#include <cstdio>
-#include <vector>
 #include "wick/backend/cuda/early_launch.cuh"
 #include "wick/backend/cuda/row_attention.cuh"
 #include "wick/backend/cuda/row_program_launch.h"
@@ -13,8 +10,8 @@ namespace {
 // A function of its own: what it keeps in registers is not to push out what the others keep.
 template <int kD, int kHalves>
 __device__ __noinline__ void attend(const RowWords words, const RowPhase& phase,
-                                    const HeadShare& share, unsigned char* work, int p) {
-  run_attention<kD, kHalves>(phase, share, words, work, p);
+                                    const HeadShare& share, unsigned char* work) {
+  run_attention<kD, kHalves>(phase, share, words, work);
 }
 
 // kD: 64 or 128, at least the channels of a head; kHalves: of 16 queries a key head.
@@ -53,13 +50,13 @@ __global__ void __launch_bounds__(kProgramThreads, 1)
       const RowWords words{program.exchange, rows, first_tag + static_cast<uint32_t>(p), p};
       if (warp < kProgramWarps) {
         if (phase.attends) {
-          attend<kD, kHalves>(words, phase, shared.head[slot], work, p);
+          attend<kD, kHalves>(words, phase, shared.head[slot], work);
         } else {
           run_linears(program, p, phase, {words, work, sum, shared_address(memory)}, shared,
                       ring_place);
         }
       } else if (!phase.attends && phase.linears.tasks > 0) {
-        run_shrink(words, phase.linears, shared.share[slot], work, shared, p);
+        run_shrink(words, phase.linears, shared.share[slot], work, shared);
       }
       finish_phase(shared, p);
     }
@@ -90,45 +87,6 @@ void launch(const Context& context, int blocks, size_t shared_bytes,
 
 }  // namespace
 
-#ifdef WICK_ROW_CLOCKS
-void dump_row_clocks() {
-  static long long host[132][kMostRowPhases][kStamps];
-  cudaDeviceSynchronize();
-  if (cudaMemcpyFromSymbol(host, g_stamps, sizeof(host)) != cudaSuccess) return;
-  // mean over layers and blocks, phases 10.. by p % 5
-  for (int kind = 0; kind < 5; ++kind) {
-    double d[kStamps] = {};
-    double whole = 0, slowest = 0, first = 0;
-    int n = 0, np = 0;
-    for (int p = 10 + kind; p + 5 < kMostRowPhases; p += 5) {
-      double most = 0;
-      for (int b = 0; b < 132; ++b) {
-        const long long* t = host[b][p];
-        if (t[4] == 0 || host[b][p + 5][0] == 0) continue;
-        d[7] += double(t[7] - t[1]);
-        for (int i = 1; i < 7; ++i) d[i] += double(t[i] - t[i == 5 ? 1 : i - 1 - (i == 6 ? 0 : 0)]);
-        whole += double(host[b][p + 5][0] - t[0]);
-        most = std::max(most, double(t[4] - t[1]));
-        ++n;
-      }
-      slowest += most; ++np;
-    }
-    if (n == 0) continue;
-    for (int p = 20 + kind; p < 30; p += 5) {
-      std::vector<std::pair<double,int>> order;
-      for (int b = 0; b < 132; ++b) if (host[b][p][4]) order.push_back({double(host[b][p][4] - host[b][p][1]), b});
-      std::sort(order.begin(), order.end());
-      for (size_t i : {size_t(0), order.size()/2, order.size()-3, order.size()-2, order.size()-1}) {
-        if (i >= order.size()) continue;
-        const long long* t = host[order[i].second][p];
-        const long long z = t[1];
-        fprintf(stderr, "  p %d block %d: start %lld | first there %lld multiplied %lld met %lld end %lld | shrink %lld %lld | fetch: enter %lld described %lld share %lld first %lld last %lld\n", p, order[i].second, t[0]-z, t[7]-z, t[2]-z, t[3]-z, t[4]-z, t[5]-z, t[6]-z, t[8]-z, t[9]-z, t[10]-z, t[11]-z, t[12]-z);
-      }
-    }
-    fprintf(stderr, "kind %d n %d: await %.0f multiply %.0f (first there %.0f) meet %.0f end %.0f | shrink posted %.0f gathered %.0f | layer %.0f slowest block x..end %.0f\n", kind, n, d[1]/n, d[2]/n, d[7]/n, d[3]/n, d[4]/n, d[5]/n, d[6]/n, whole/n, slowest/np);
-  }
-}
-#endif
 
 int row_shared_bytes() {
   return static_cast<int>(sizeof(RowShared));

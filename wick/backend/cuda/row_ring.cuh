@@ -259,9 +259,7 @@ __device__ __forceinline__ void fetch_program(const RowProgramArgs& program, uin
   uint32_t round = 0;
 #pragma unroll 1
   for (int p = 0; p < program.phases; ++p) {
-    STAMP(p, 8);
     const RowPhase& described = describe_phase(program, p, words, shared);
-    STAMP(p, 9);
     if (described.attends) {
       attends(described.attention, shared.head[p % kDescribedPhases]);
       continue;
@@ -269,7 +267,6 @@ __device__ __forceinline__ void fetch_program(const RowProgramArgs& program, uin
     const LinearsPhase& phase = described.linears;
     const RowShare& share = shared.share[p % kDescribedPhases];
     prefetch_adapter(phase, share);
-    STAMP(p, 10);
     int tile = 0;
     int piece = 0;
 #pragma unroll 1
@@ -279,8 +276,6 @@ __device__ __forceinline__ void fetch_program(const RowProgramArgs& program, uin
       }
       fetch_piece(phase, tile_piece(phase, share, tile, piece), ring + stage * program.stage_bytes,
                   shared_address(shared.full + stage), p, shared, due);
-      if (item == 0) STAMP(p, 11);
-      STAMP(p, 12);
       if (++piece == phase.pieces) {
         piece = 0;
         ++tile;

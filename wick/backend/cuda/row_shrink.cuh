@@ -103,7 +103,7 @@ __device__ __forceinline__ void gather_low(const LinearsPhase& phase, const RowT
 // What the warp of the low-rank half does of a phase that has adapters.
 __device__ __noinline__ void run_shrink(const RowWords words, const LinearsPhase& phase,
                                         const RowShare& share, unsigned char* work,
-                                        RowShared& shared, int p) {
+                                        RowShared& shared) {
   auto blocks = static_cast<int>(gridDim.x);
   auto task = static_cast<int>(blockIdx.x);
   uint64_t* sums = words.sums();
@@ -133,7 +133,6 @@ __device__ __noinline__ void run_shrink(const RowWords words, const LinearsPhase
       post_word(sums + task, __float_as_uint(sum), words.tag);
     }
   }
-  STAMP(p, 5);
   const float scale = norm_scale(phase, shared);
   auto* low = reinterpret_cast<float*>(work + phase.work.low);
   auto* posted = reinterpret_cast<float*>(work + phase.work.posted);
@@ -142,7 +141,6 @@ __device__ __noinline__ void run_shrink(const RowWords words, const LinearsPhase
     gather_low(phase, phase.term[share.index + i], sums, words.tag, scale, posted,
                low + i * phase.width);
   }
-  STAMP(p, 6);
   meet_all(true);
 }
 

@@ -158,7 +158,7 @@ __device__ __forceinline__ TileWork tile_work(const LinearsPhase& phase, int ite
 
 // What a worker's warp does of a phase: leaves its sums of all tiles.
 __device__ __forceinline__ void multiply_tiles(const TileWork& work, uint32_t ring,
-                                               RowShared& shared, int clock_phase = 0) {
+                                               RowShared& shared) {
   const int group = static_cast<int>(threadIdx.x) / 32 / kGroupWarps;
   RingPlace at = work.at;
   float sums[2][4] = {};
@@ -168,9 +168,6 @@ __device__ __forceinline__ void multiply_tiles(const TileWork& work, uint32_t ri
   for (int item = group; item < work.items; item += kRowGroups) {
     const uint32_t full = shared_address(shared.full + at.stage);
     wait_for_barrier(full, at.round % 2);
-#ifdef WICK_ROW_CLOCKS
-    if (item == 0 && threadIdx.x < 32) STAMP(clock_phase, 7);
-#endif
     const uint32_t from = ring + at.stage * work.stage_bytes;
     const int column = piece * work.columns;
     const int left = work.in - column;
