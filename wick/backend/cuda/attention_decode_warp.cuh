@@ -36,16 +36,16 @@ struct DecodeStep {
   __device__ __forceinline__ void read_keys(const __nv_bfloat16* k, Offset row_elements, int from,
                                             int end, int skipped, int chunks, int lane) {
     for_each_chunk_of_keys(from, lane, [&](int key, int chunk, uint4& of_key) {
-      of_key = read_chunk(k + key * row_elements, chunk,
-                          key < end && key != skipped && chunk < chunks);
+      of_key =
+          read_chunk(k + key * row_elements, chunk, key < end && key != skipped && chunk < chunks);
     });
   }
   template <class Offset>
-  __device__ __forceinline__ void read_values(const __nv_bfloat16* v, Offset row_elements,
-                                              int from, int end, int skipped, int chunks) {
+  __device__ __forceinline__ void read_values(const __nv_bfloat16* v, Offset row_elements, int from,
+                                              int end, int skipped, int chunks) {
     for_each_chunk_of_values(from, [&](int key, int chunk, uint4& of_key) {
-      of_key = read_chunk(v + key * row_elements, chunk,
-                          key < end && key != skipped && chunk < chunks);
+      of_key =
+          read_chunk(v + key * row_elements, chunk, key < end && key != skipped && chunk < chunks);
     });
   }
   __device__ __forceinline__ void read(const __nv_bfloat16* k, const __nv_bfloat16* v,

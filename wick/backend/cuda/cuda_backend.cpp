@@ -226,8 +226,7 @@ void CudaBackend::gated_linears(In x, std::span<const LinearTerm> terms, Activat
 }
 
 void CudaBackend::normed_linears(const NormedInput& input, std::span<const LinearTerm> terms) {
-  if (!rows_->normed_linears(input, terms) &&
-      !normed_linears_row(ready(), input, terms)) {
+  if (!rows_->normed_linears(input, terms) && !normed_linears_row(ready(), input, terms)) {
     Backend::normed_linears(input, terms);
   }
 }

@@ -155,10 +155,9 @@ struct RowLaunch {
 template <class T, class W>
 void launch(const Context& context, const RowLaunch& how, const RowLinearsArgs& args) {
   const unsigned threads = args.shrink.tasks > 0 ? kRowLinearsThreads : kLinearsThreads;
-  const auto kernel =
-      how.gated
-          ? (how.norms ? linears_row<T, W, 2, true> : linears_row<T, W, 2, false>)
-          : (how.norms ? linears_row<T, W, 1, true> : linears_row<T, W, 1, false>);
+  const auto kernel = how.gated
+                          ? (how.norms ? linears_row<T, W, 2, true> : linears_row<T, W, 2, false>)
+                          : (how.norms ? linears_row<T, W, 1, true> : linears_row<T, W, 1, false>);
   prepare(kernel, how.shared);
   launch_early(context, true, kernel, how.grid, threads, how.shared, args);
   check_launch("linears of one row");

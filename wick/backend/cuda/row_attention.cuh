@@ -1,9 +1,9 @@
 // Programs of one row: attention of the token, whose key and value go to the cache.
 //
-// As many blocks as the keys ask for share a key head: runs of 16 keys are dealt out to their warps,
-// where heads are wide two warps a run, each with half of the values' channels. A block brings its
-// warps' sums together; where there are several blocks, they post theirs, and each brings a share of
-// the channels together.
+// As many blocks as the keys ask for share a key head: runs of 16 keys are dealt out to their
+// warps, where heads are wide two warps a run, each with half of the values' channels. A block
+// brings its warps' sums together; where there are several blocks, they post theirs, and each
+// brings a share of the channels together.
 #pragma once
 
 #include "wick/backend/cuda/attention_decode_warp.cuh"
@@ -168,8 +168,8 @@ __device__ __forceinline__ void append_token(const AttentionPhase& phase, int g,
   }
 }
 
-// Where a chunk of 16 bytes of a run's values lies: so that no two of eight lanes that read together
-// meet in a bank.
+// Where a chunk of 16 bytes of a run's values lies: so that no two of eight lanes that read
+// together meet in a bank.
 __device__ __forceinline__ uint32_t value_place(int key, int chunk) {
   return key * kValueBytes + (chunk ^ key / 2 % 4 * 2) * 16;
 }
@@ -305,8 +305,8 @@ __device__ __forceinline__ PairSums block_sums(const unsigned char* work,
 }
 
 // Hands two channels of the result on.
-__device__ __forceinline__ void store_pair(const RowPhase& described, const RowWords& words,
-                                           int at, const PairSums& sums) {
+__device__ __forceinline__ void store_pair(const RowPhase& described, const RowWords& words, int at,
+                                           const PairSums& sums) {
   const float factor = sums.of.sum == 0.0F ? 0.0F : __fdividef(1.0F, sums.of.sum);
   const uint32_t pair = pack_bf16(sums.o.x * factor, sums.o.y * factor);
   if (described.posts) {
@@ -450,9 +450,8 @@ __device__ __forceinline__ void run_attention(const RowPhase& described, const H
       mine.add_values(s, values);
     }
     leave_sums(mine, heads, reinterpret_cast<float*>(work + at.warps + warp * at.warp_bytes),
-               first_chunk == 0
-                   ? reinterpret_cast<ScoreSums*>(work + at.sums) + writer * kQueries
-                   : nullptr);
+               first_chunk == 0 ? reinterpret_cast<ScoreSums*>(work + at.sums) + writer * kQueries
+                                : nullptr);
   }
   meet_workers();
   // Those that had a run.
@@ -469,12 +468,11 @@ __device__ __forceinline__ void run_attention(const RowPhase& described, const H
   } else {
     const int pairs_of_head = call.D / 2;
 #pragma unroll 1
-    for (int pair = static_cast<int>(threadIdx.x); pair < heads * pairs_of_head;
-         pair += kWorkers) {
-      const auto query = static_cast<int>(static_cast<unsigned>(pair) /
-                                          static_cast<unsigned>(pairs_of_head));
-      const PairSums sums = block_sums(work, at, writers, query,
-                                       2 * (pair - query * pairs_of_head));
+    for (int pair = static_cast<int>(threadIdx.x); pair < heads * pairs_of_head; pair += kWorkers) {
+      const auto query =
+          static_cast<int>(static_cast<unsigned>(pair) / static_cast<unsigned>(pairs_of_head));
+      const PairSums sums =
+          block_sums(work, at, writers, query, 2 * (pair - query * pairs_of_head));
       store_pair(described, words, 2 * (share.g * heads * pairs_of_head + pair), sums);
     }
   }

@@ -73,8 +73,8 @@ __device__ __forceinline__ void await_fours(const uint64_t* const (&from)[COUNT]
 }
 
 // Keeps a value in its register: the compiler does not work it out again where it is used, nor read
-// it again from the kernel's parameters, which takes as long as a read of memory where the block has
-// waited before.
+// it again from the kernel's parameters, which takes as long as a read of memory where the block
+// has waited before.
 __device__ __forceinline__ void hold(int& value) {
   asm volatile("" : "+r"(value));
 }

@@ -14,8 +14,8 @@ constexpr int kEndRows = kWorkers / kEndThreads;  // at a time
 // Where a phase reads and writes.
 struct RowPlaces {
   RowWords words;
-  unsigned char* work;   // shared memory of the phase
-  __nv_bfloat16* sum;    // [in], kept from phase to phase
+  unsigned char* work;  // shared memory of the phase
+  __nv_bfloat16* sum;   // [in], kept from phase to phase
   uint32_t ring;
 };
 
@@ -270,9 +270,9 @@ __device__ __forceinline__ void run_linears(const RowProgramArgs& program, int p
   const RowShare& share = shared.share[p % kDescribedPhases];
   RowEnd end = read_end(phase, share);
   const RowOutputs outputs = outputs_of(described, share, places);
-  const TileWork tiles = tile_work(phase, share.items, shared_address(places.work),
-                                   shared_address(places.work) + phase.work.parts,
-                                   program, ring_place);
+  const TileWork tiles =
+      tile_work(phase, share.items, shared_address(places.work),
+                shared_address(places.work) + phase.work.parts, program, ring_place);
   if (phase.norms) {
     weigh_row(phase, places, shared);
   } else if (phase.in <= 4 * kWorkers) {

@@ -1,5 +1,5 @@
-// Programs of one row: operations on a single token's row of bf16 that one launch does one after the
-// other (compute capability 9.0). Here: what the kernel is told.
+// Programs of one row: operations on a single token's row of bf16 that one launch does one after
+// the other (compute capability 9.0). Here: what the kernel is told.
 //
 // A token's operations are short and each needs all of the one before. A launch for each would pay
 // for its start, for the wait at its end, and for a memory that idles meanwhile. So one block a
@@ -35,13 +35,13 @@ constexpr int kMostRowStages = 16;                      // of the ring of weight
 // A linear layer, its adapter, and the blocks that have its channels.
 struct RowTerm {
   const __nv_bfloat16* weight;
-  const void* bias;   // null: none
-  void* y;            // null: nobody reads it from memory
-  __nv_bfloat16* s;   // null, too
+  const void* bias;  // null: none
+  void* y;           // null: nobody reads it from memory
+  __nv_bfloat16* s;  // null, too
   const float *a, *b;
   float scaling;
-  int rank;  // 0: no adapter
-  int channels, before;         // those of the terms before it
+  int rank;              // 0: no adapter
+  int channels, before;  // those of the terms before it
   int first_block, blocks;
   int pairs_of_block, spare_pairs;  // the first `spare_pairs` blocks have one more
   int first_task;                   // of the shrink
@@ -59,12 +59,12 @@ struct LinearsPhase {
   int terms;
   bool gated, gelu;
   bool norms;
-  bool keeps_sum;  // the row that is normed is in shared memory from an earlier phase
-  bool adds;       // `b` is added to it
+  bool keeps_sum;              // the row that is normed is in shared memory from an earlier phase
+  bool adds;                   // `b` is added to it
   const __nv_bfloat16 *a, *b;  // null: posted by the phase before. Without a norm x is b
   const float* norm_weight;
   float eps, per_column;  // 1 / in
-  __nv_bfloat16* sum;  // null: nobody reads it from memory
+  __nv_bfloat16* sum;     // null: nobody reads it from memory
   __nv_bfloat16* h;
   int in;
   int channels;         // of a block at most
@@ -105,8 +105,8 @@ struct RowPhase {
 // Words of a value and the tag of the phase that it belongs to; see row_exchange.cuh.
 struct RowExchange {
   static constexpr int kTurns = 3;
-  static constexpr int kRowWords = 32768;  // pairs of bf16
-  static constexpr int kSumWords = 8192;   // of shrinks
+  static constexpr int kRowWords = 32768;   // pairs of bf16
+  static constexpr int kSumWords = 8192;    // of shrinks
   static constexpr int kPartWords = 65536;  // of attention
   struct State {
     uint32_t tag;  // of the first phase of the program that runs or comes next; at first not 0
@@ -134,6 +134,5 @@ struct RowProgramArgs {
   RowPhase phase[kMostRowPhases];
 };
 static_assert(sizeof(RowProgramArgs) <= 32764);  // kernel parameters of compute capability 7.0 on
-
 
 }  // namespace wick::cuda

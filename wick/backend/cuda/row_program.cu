@@ -91,9 +91,7 @@ void share_out(int blocks, LinearsPhase& phase) {
     pairs += phase.term[i].channels / 2;
   }
   int64_t of_block = ceil_div(pairs, blocks);
-  const auto blocks_of = [&](const RowTerm& term) {
-    return ceil_div(term.channels / 2, of_block);
-  };
+  const auto blocks_of = [&](const RowTerm& term) { return ceil_div(term.channels / 2, of_block); };
   const auto needed = [&] {
     int64_t sum = 0;
     for (int i = 0; i < terms; ++i) {
@@ -119,8 +117,8 @@ void share_out(int blocks, LinearsPhase& phase) {
     term.spare_pairs = term.channels / 2 % term.blocks;
     term.before = before;
     before += term.channels;
-    phase.channels = std::max(phase.channels,
-                              2 * (term.pairs_of_block + (term.spare_pairs > 0 ? 1 : 0)));
+    phase.channels =
+        std::max(phase.channels, 2 * (term.pairs_of_block + (term.spare_pairs > 0 ? 1 : 0)));
   }
 }
 
@@ -189,10 +187,10 @@ bool takes_terms(int64_t in, std::span<const LinearTerm> terms) {
     const bool adapts = !term.adapters.empty();
     return is_bf16(term.weight) && term.weight.rows() % 2 == 0 && term.weight.rows() > 0 &&
            term.adapters.size() <= 1 && (!adapts || !term.row_adapter) &&
-           (!adapts || (term.adapters[0].a.rows() <= kMostRank &&
-                        aligned_to(term.adapters[0].a.address(), 16) &&
-                        aligned_to(term.adapters[0].b.address(), 16) &&
-                        term.s.dtype() == DType::bf16));
+           (!adapts ||
+            (term.adapters[0].a.rows() <= kMostRank &&
+             aligned_to(term.adapters[0].a.address(), 16) &&
+             aligned_to(term.adapters[0].b.address(), 16) && term.s.dtype() == DType::bf16));
   });
 }
 
@@ -245,8 +243,7 @@ void RowProgram::State::make_exchange() {
   exchange.rows = static_cast<uint64_t*>(address);
   exchange.sums = exchange.rows + RowExchange::kTurns * RowExchange::kRowWords;
   exchange.parts = exchange.sums + RowExchange::kTurns * RowExchange::kSumWords;
-  exchange.state =
-      reinterpret_cast<RowExchange::State*>(exchange.parts + RowExchange::kPartWords);
+  exchange.state = reinterpret_cast<RowExchange::State*>(exchange.parts + RowExchange::kPartWords);
   check_cuda(cudaMemsetAsync(address, 0, kBytes, context.stream), "clearing it");
   check_cuda(cudaMemsetAsync(&exchange.state->tag, 1, sizeof(uint32_t), context.stream),
              "clearing it");
@@ -417,8 +414,8 @@ std::optional<Plan> RowProgram::State::plan(std::span<Operation> all) const {
     if (operation.phase.attends) {
       AttentionPhase& phase = operation.phase.attention;
       phase.most_blocks = std::min(phase.most_blocks, plan.blocks / phase.call.G);
-      work = std::max(work, attention_work_bytes(head_width > 64, phase.writers,
-                                                 phase.call.H / phase.call.G));
+      work = std::max(
+          work, attention_work_bytes(head_width > 64, phase.writers, phase.call.H / phase.call.G));
       continue;
     }
     LinearsPhase& phase = operation.phase.linears;
@@ -437,12 +434,12 @@ std::optional<Plan> RowProgram::State::plan(std::span<Operation> all) const {
   const int64_t own = shared_bytes - row_shared_bytes() - aligned(row) - aligned(work);
   plan.stage_bytes = ceil_div(plan.stage_bytes, 128) * 128;
   if (plan.stage_bytes > 0) {
-    plan.stages = static_cast<int>(
-        std::min<int64_t>({kMostRowStages, places, own / plan.stage_bytes}));
+    plan.stages =
+        static_cast<int>(std::min<int64_t>({kMostRowStages, places, own / plan.stage_bytes}));
   }
   // An even number: two pieces that go through a stage one after the other are then the same
-  // group's, or of two phases, so that nobody waits for a round of a stage before the one before has
-  // come, which the parity of its barrier would not tell from the round before that.
+  // group's, or of two phases, so that nobody waits for a round of a stage before the one before
+  // has come, which the parity of its barrier would not tell from the round before that.
   plan.stages -= plan.stages > 1 ? plan.stages % 2 : 0;
   if (own < 0 || (places > 0 && plan.stages < std::min(kLeastStages, places / 2 * 2)) ||
       (places > 1 && plan.stages < 2)) {
@@ -498,8 +495,7 @@ bool RowProgram::State::attention(const FreshTokens& tokens, const Tensor& k_cac
     operation.follows = posts({&tokens.q, &tokens.k, &tokens.v});
     operation.head_width = call.D > 64 ? 128 : 64;
     operation.writes = {{o, 0}};
-    operation.reads = {k_cache, v_cache, spans,
-                       tokens.positions};
+    operation.reads = {k_cache, v_cache, spans, tokens.positions};
     RowPhase& phase = operation.phase;
     phase.attends = true;
     phase.attention = {};
@@ -518,8 +514,8 @@ bool RowProgram::State::attention(const FreshTokens& tokens, const Tensor& k_cac
     attention.o = o.data<__nv_bfloat16>();
     const int most_writers = kProgramWarps / (operation.head_width / 64);
     const int warp_bytes = std::max(heads * 64 * 4, 2048);
-    attention.writers = std::clamp(
-        kAttentionBytes / (warp_bytes * (operation.head_width / 64)), 2, most_writers);
+    attention.writers =
+        std::clamp(kAttentionBytes / (warp_bytes * (operation.head_width / 64)), 2, most_writers);
     attention.most_blocks =
         std::clamp(RowExchange::kPartWords / (call.H * (call.D + 2)), 1, kMostHeadBlocks);
     return operation;

@@ -21,8 +21,8 @@ class RowProgram {
   RowProgram(const RowProgram&) = delete;
   RowProgram& operator=(const RowProgram&) = delete;
 
-  // The operations of the seam (core/backend.h). False, and nothing done, where the device, types or
-  // sizes are not for it.
+  // The operations of the seam (core/backend.h). False, and nothing done, where the device, types
+  // or sizes are not for it.
   bool linears(const Tensor& x, std::span<const LinearTerm> terms);
   bool normed_linears(const NormedInput& input, std::span<const LinearTerm> terms);
   bool gated_linears(const Tensor& x, std::span<const LinearTerm> terms, Activation activation,

@@ -29,10 +29,9 @@ __global__ void __launch_bounds__(kProgramThreads, 1)
   let_next_start();
   uint32_t first_tag = 0;
   if (fetches) {
-    fetch_program(program, shared_address(memory), shared,
-                  [](const AttentionPhase& phase, const HeadShare& share) {
-                    prefetch_cache(phase, share);
-                  });
+    fetch_program(
+        program, shared_address(memory), shared,
+        [](const AttentionPhase& phase, const HeadShare& share) { prefetch_cache(phase, share); });
   } else {
     wait_for_previous();
     first_tag = program.exchange.state->tag;
@@ -86,7 +85,6 @@ void launch(const Context& context, int blocks, size_t shared_bytes,
 }
 
 }  // namespace
-
 
 int row_shared_bytes() {
   return static_cast<int>(sizeof(RowShared));

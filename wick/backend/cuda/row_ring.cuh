@@ -1,9 +1,9 @@
 // Programs of one row: the ring in shared memory that weights come through.
 //
-// The last warp of a block goes through the phases ahead of the others, as far as the ring has room:
-// it copies a phase's description to where they read it, and asks for the weights that the block
-// will multiply. What is there before its row has come costs no time; only what a phase needs itself
-// is asked for at once, the rest at a pace that leaves the memory to those that wait for it.
+// The last warp of a block goes through the phases ahead of the others, as far as the ring has
+// room: it copies a phase's description to where they read it, and asks for the weights that the
+// block will multiply. What is there before its row has come costs no time; only what a phase needs
+// itself is asked for at once, the rest at a pace that leaves the memory to those that wait for it.
 #pragma once
 
 #include "wick/backend/cuda/attention_decode_warp.cuh"
@@ -25,9 +25,9 @@ struct RowShare {
 // Which keys a block takes of a phase of attention.
 struct HeadShare {
   int position;  // of the token
-  int g;        // the key head
-  int blocks;   // that share it
-  int block;    // of those
+  int g;         // the key head
+  int blocks;    // that share it
+  int block;     // of those
   VisibleKeys keys;
 
   __device__ __forceinline__ bool takes_part() const { return block < blocks; }
@@ -41,8 +41,7 @@ __device__ __forceinline__ HeadShare head_share(const AttentionPhase& phase) {
   const int k_count = run[3];
   HeadShare share;
   share.position = position;
-  share.keys.begin =
-      k_begin + (phase.call.window > 0 ? max(k_count - phase.call.window, 0) : 0);
+  share.keys.begin = k_begin + (phase.call.window > 0 ? max(k_count - phase.call.window, 0) : 0);
   share.keys.end = k_begin + k_count;
   const auto of_block =  // rounds are cheaper than an exchange
       static_cast<unsigned>(2 * kKeysOfWarp * phase.writers);
@@ -228,8 +227,8 @@ __device__ __forceinline__ void fetch_piece(const LinearsPhase& phase, const Til
   __syncwarp();
   const bool second = lane >= piece.rows;
   const int n = second ? lane - piece.rows : lane;
-  const __nv_bfloat16* from = (second ? piece.second_weight : piece.weight) +
-                              static_cast<int64_t>(n) * phase.in;
+  const __nv_bfloat16* from =
+      (second ? piece.second_weight : piece.weight) + static_cast<int64_t>(n) * phase.in;
   to += (second ? phase.tile_channels + n : n) * phase.row_bytes;
   const auto now = [] { return static_cast<uint32_t>(clock()); };
   const auto step = static_cast<uint32_t>(phase.pace);

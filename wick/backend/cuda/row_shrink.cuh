@@ -56,9 +56,9 @@ __device__ __forceinline__ float shrink_piece(const __nv_bfloat16* x, const Shri
   return warp_sum(sum);
 }
 
-// low[r] = scaling s[r] of a term, s[r] `scale` times what was posted, as its tasks are done, and 0 for ranks up to the sixteens; the
-// term's first block writes s too.
-// `posted` has room for a sum a task of the term. Several words are looked at a time.
+// low[r] = scaling s[r] of a term, s[r] `scale` times what was posted, as its tasks are done, and 0
+// for ranks up to the sixteens; the term's first block writes s too. `posted` has room for a sum a
+// task of the term. Several words are looked at a time.
 __device__ __forceinline__ void gather_low(const LinearsPhase& phase, const RowTerm& term,
                                            const uint64_t* sums, uint32_t tag, float scale,
                                            float* posted, float* low) {
@@ -91,8 +91,7 @@ __device__ __forceinline__ void gather_low(const LinearsPhase& phase, const RowT
       sum += posted[r * phase.shrink_pieces + piece];
     }
     sum *= scale;
-    if (term.s != nullptr && r < term.rank &&
-        static_cast<int>(blockIdx.x) == term.first_block) {
+    if (term.s != nullptr && r < term.rank && static_cast<int>(blockIdx.x) == term.first_block) {
       term.s[r] = from_float<__nv_bfloat16>(sum);
     }
     low[r] = sum * term.scaling;

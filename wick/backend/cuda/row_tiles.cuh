@@ -1,11 +1,11 @@
 // Programs of one row: products by tensor cores.
 //
-// A tile is up to 16 of a block's channels (of a gated pair: up to 8 of each) and comes whole or in pieces
-// of its columns; pieces go to the two groups of warps by turns. Each warp of a group multiplies
-// every eighth run of 32 columns, so a tile costs a warp a few instructions where a dot product of a
-// channel would wait for each of its steps. x is each of the eight columns of the right operand:
-// every lane group then has the sums. A product does not mind the order of its inner index, so
-// fragments are read 16 bytes of a row at a time.
+// A tile is up to 16 of a block's channels (of a gated pair: up to 8 of each) and comes whole or in
+// pieces of its columns; pieces go to the two groups of warps by turns. Each warp of a group
+// multiplies every eighth run of 32 columns, so a tile costs a warp a few instructions where a dot
+// product of a channel would wait for each of its steps. x is each of the eight columns of the
+// right operand: every lane group then has the sums. A product does not mind the order of its inner
+// index, so fragments are read 16 bytes of a row at a time.
 //
 // A norm's factor 1/rms is a number of the row: products are of x w, and the sums are scaled.
 #pragma once
@@ -63,8 +63,8 @@ __device__ __forceinline__ void multiply_piece(TileLane at, int runs, float (&su
   }
 }
 
-// Leaves the warp's sums of a tile; of the columns of the accumulators those of the row's own parity
-// count (see lane_of).
+// Leaves the warp's sums of a tile; of the columns of the accumulators those of the row's own
+// parity count (see lane_of).
 __device__ __forceinline__ void leave_tile(const float (&sums)[2][4], int split, uint32_t parts) {
   const int row = static_cast<int>(threadIdx.x % 32) / 4;
   if (threadIdx.x % 4 == 0) {
@@ -91,8 +91,7 @@ __device__ __forceinline__ TileLane lane_of(const LinearsPhase& phase, uint32_t 
   const int high = phase.gated ? phase.tile_channels + min(row, last_row) : min(row + 8, last_row);
   const int flip = phase.row_bytes % 128 == 0 ? row % 2 : 0;
   const uint32_t at = (warp ^ flip) * kRunBytes + 16 * (lane % 4);
-  return {x + at, min(row, last_row) * phase.row_bytes + at,
-          high * phase.row_bytes + at};
+  return {x + at, min(row, last_row) * phase.row_bytes + at, high * phase.row_bytes + at};
 }
 
 // A place in the ring.
@@ -133,8 +132,17 @@ __device__ __forceinline__ TileWork tile_work(const LinearsPhase& phase, int ite
                                               uint32_t parts, const RowProgramArgs& program,
                                               RingPlace& place) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  TileWork work{lane_of(phase, x), parts, items, phase.pieces, phase.columns, phase.in,
-                phase.split, program.stages, program.stage_bytes, runs_of(phase.columns), place};
+  TileWork work{lane_of(phase, x),
+                parts,
+                items,
+                phase.pieces,
+                phase.columns,
+                phase.in,
+                phase.split,
+                program.stages,
+                program.stage_bytes,
+                runs_of(phase.columns),
+                place};
   hold(work.stages);
   hold(work.stage_bytes);
   work.at.advance(warp / kGroupWarps, work.stages);
