@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kProgramThreads, 1)
   } else {
     wait_for_previous();
     first_tag = program.exchange.state->tag;
-    RingPlace ring_place;
+    StagePlace ring_place;
     uint64_t* rows = program.exchange.rows;
     unsigned char* work = memory + program.work_at;
     auto* sum = reinterpret_cast<__nv_bfloat16*>(memory + program.sum_at);

@@ -16,7 +16,7 @@ namespace wick::cuda {
 constexpr int kDescribedPhases = 8;  // at a time
 
 // The channels of a block: [first, first + channels) of a term, or of both of a gated pair.
-struct RowShare {
+struct BlockShare {
   int index;  // of the term
   int first, channels;
   int items;  // pieces of tiles
@@ -55,8 +55,8 @@ __device__ __forceinline__ HeadShare head_share(const AttentionPhase& phase) {
 
 struct RowShared {
   RowPhase phase[kDescribedPhases];
-  RowShare share[kDescribedPhases];  // of a phase of linear layers
-  HeadShare head[kDescribedPhases];  // of a phase of attention
+  BlockShare share[kDescribedPhases];  // of a phase of linear layers
+  HeadShare head[kDescribedPhases];    // of a phase of attention
   uint64_t described[kDescribedPhases];
   uint64_t finished[kDescribedPhases];
   uint64_t full[kMostRowStages];
@@ -96,9 +96,9 @@ __device__ __forceinline__ void finish_phase(RowShared& shared, int p) {
 }
 
 // By the last warp, for the others.
-__device__ __forceinline__ RowShare share_of(const LinearsPhase& phase) {
+__device__ __forceinline__ BlockShare share_of(const LinearsPhase& phase) {
   const int block = static_cast<int>(blockIdx.x);
-  RowShare share{};
+  BlockShare share{};
   while (!phase.gated && share.index + 1 < phase.terms &&
          block >= phase.term[share.index + 1].first_block) {
     ++share.index;
@@ -175,7 +175,7 @@ struct TilePiece {
   uint32_t bytes;
 };
 
-__device__ __forceinline__ TilePiece tile_piece(const LinearsPhase& phase, const RowShare& share,
+__device__ __forceinline__ TilePiece tile_piece(const LinearsPhase& phase, const BlockShare& share,
                                                 int tile, int piece) {
   const int first = tile * phase.tile_channels;
   const int column = piece * phase.columns;
@@ -189,7 +189,8 @@ __device__ __forceinline__ TilePiece tile_piece(const LinearsPhase& phase, const
 }
 
 // What a block has of adapters and B for a phase comes to the L2 ahead of it.
-__device__ __forceinline__ void prefetch_adapter(const LinearsPhase& phase, const RowShare& share) {
+__device__ __forceinline__ void prefetch_adapter(const LinearsPhase& phase,
+                                                 const BlockShare& share) {
   for (int i = 0; i < (phase.gated ? 2 : 1); ++i) {
     const RowTerm& term = phase.term[share.index + i];
     if (term.rank > 0) {
@@ -264,7 +265,7 @@ __device__ __forceinline__ void fetch_program(const RowProgramArgs& program, uin
       continue;
     }
     const LinearsPhase& phase = described.linears;
-    const RowShare& share = shared.share[p % kDescribedPhases];
+    const BlockShare& share = shared.share[p % kDescribedPhases];
     prefetch_adapter(phase, share);
     int tile = 0;
     int piece = 0;

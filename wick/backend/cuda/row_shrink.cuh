@@ -13,27 +13,26 @@ constexpr int kPieceLoads = 5;                    // of 16 bytes
 constexpr int kPieceColumns = 128 * kPieceLoads;  // of a task
 
 // A task: up to kPieceColumns of a row of A.
-struct ShrinkPiece {
+struct RankPiece {
   const float* a;
   int begin, count;
 };
 
-__device__ __forceinline__ ShrinkPiece piece_of(const LinearsPhase& phase, int task) {
+__device__ __forceinline__ RankPiece piece_of(const LinearsPhase& phase, int task) {
   int index = 0;
   while (index + 1 < phase.terms && task >= phase.term[index + 1].first_task) {
     ++index;
   }
   const int local = task - phase.term[index].first_task;
   const int r = local / phase.shrink_pieces;
-  ShrinkPiece piece;
+  RankPiece piece;
   piece.begin = (local - r * phase.shrink_pieces) * kPieceColumns;
   piece.count = min(kPieceColumns, phase.in - piece.begin);
   piece.a = phase.term[index].a + static_cast<int64_t>(r) * phase.in + piece.begin;
   return piece;
 }
 
-__device__ __forceinline__ void read_piece(const ShrinkPiece& piece,
-                                           float4 (&factors)[kPieceLoads]) {
+__device__ __forceinline__ void read_piece(const RankPiece& piece, float4 (&factors)[kPieceLoads]) {
   const int k0 = 4 * static_cast<int>(threadIdx.x % 32);
 #pragma unroll
   for (int i = 0; i < kPieceLoads; ++i) {
@@ -43,7 +42,7 @@ __device__ __forceinline__ void read_piece(const ShrinkPiece& piece,
   }
 }
 
-__device__ __forceinline__ float shrink_piece(const __nv_bfloat16* x, const ShrinkPiece& piece,
+__device__ __forceinline__ float shrink_piece(const __nv_bfloat16* x, const RankPiece& piece,
                                               const float4 (&factors)[kPieceLoads]) {
   const int k0 = 4 * static_cast<int>(threadIdx.x % 32);
   float sum = 0.0F;
@@ -101,7 +100,7 @@ __device__ __forceinline__ void gather_low(const LinearsPhase& phase, const RowT
 
 // What the warp of the low-rank half does of a phase that has adapters.
 __device__ __noinline__ void run_shrink(const RowWords words, const LinearsPhase& phase,
-                                        const RowShare& share, unsigned char* work,
+                                        const BlockShare& share, unsigned char* work,
                                         RowShared& shared) {
   auto blocks = static_cast<int>(gridDim.x);
   auto task = static_cast<int>(blockIdx.x);
@@ -114,7 +113,7 @@ __device__ __noinline__ void run_shrink(const RowWords words, const LinearsPhase
   bool waits = true;
 #pragma unroll 1
   for (;; task += blocks) {
-    ShrinkPiece piece{};
+    RankPiece piece{};
     if (task < phase.tasks) {
       piece = piece_of(phase, task);
     }

@@ -95,7 +95,7 @@ __device__ __forceinline__ TileLane lane_of(const LinearsPhase& phase, uint32_t 
 }
 
 // A place in the ring.
-struct RingPlace {
+struct StagePlace {
   int stage = 0;
   uint32_t round = 0;
 
@@ -123,14 +123,14 @@ struct TileWork {
   int pieces, columns, in;
   int split;
   int stages, stage_bytes;
-  int runs;      // of the warp in a piece that is not the last
-  RingPlace at;  // its first piece
+  int runs;       // of the warp in a piece that is not the last
+  StagePlace at;  // its first piece
 };
 
 // `place` is that of the phase's first piece, and then behind its last.
 __device__ __forceinline__ TileWork tile_work(const LinearsPhase& phase, int items, uint32_t x,
                                               uint32_t parts, const RowProgramArgs& program,
-                                              RingPlace& place) {
+                                              StagePlace& place) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
   TileWork work{lane_of(phase, x),
                 parts,
@@ -168,7 +168,7 @@ __device__ __forceinline__ TileWork tile_work(const LinearsPhase& phase, int ite
 __device__ __forceinline__ void multiply_tiles(const TileWork& work, uint32_t ring,
                                                RowShared& shared) {
   const int group = static_cast<int>(threadIdx.x) / 32 / kGroupWarps;
-  RingPlace at = work.at;
+  StagePlace at = work.at;
   float sums[2][4] = {};
   int piece = work.pieces == 1 ? 0 : group;
   uint32_t parts = work.parts;
