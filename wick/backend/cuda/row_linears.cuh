@@ -120,16 +120,16 @@ __device__ __forceinline__ float bias_of(const RowTerm& term, int channel) {
 
 // What ends a thread's first channel, read ahead of the row: four ranks of B, where rows of it are
 // whole fours, and the bias; of a gated pair both terms'.
-struct ChannelEnd {
+struct OutputEnd {
   float4 b[2];
   float bias[2];
   bool far[2];  // more is to be read at the end
 };
 
-__device__ __forceinline__ ChannelEnd read_end(const LinearsPhase& phase, const BlockShare& share) {
+__device__ __forceinline__ OutputEnd read_end(const LinearsPhase& phase, const BlockShare& share) {
   const int quarter = static_cast<int>(threadIdx.x) % kEndThreads;
   const int n = static_cast<int>(threadIdx.x) / kEndThreads;
-  ChannelEnd end{};
+  OutputEnd end{};
   if (n < share.channels) {
     const int channel = share.first + n;
 #pragma unroll
@@ -223,7 +223,7 @@ __device__ __forceinline__ RowOutputs outputs_of(const RowPhase& described, cons
 // Brings the warps' sums of each channel, its low-rank change and its bias together, and hands the
 // outputs on.
 __device__ __forceinline__ void end_linears(const LinearsPhase& phase, const BlockShare& share,
-                                            ChannelEnd& end, const RowOutputs& outputs, float scale,
+                                            OutputEnd& end, const RowOutputs& outputs, float scale,
                                             uint32_t tag) {
   const float* low = outputs.low;
 #pragma unroll 1
@@ -268,7 +268,7 @@ __device__ __forceinline__ void run_linears(const RowProgramArgs& program, int p
                                             RowShared& shared, StagePlace& ring_place) {
   const LinearsPhase& phase = described.linears;
   const BlockShare& share = shared.share[p % kDescribedPhases];
-  ChannelEnd end = read_end(phase, share);
+  OutputEnd end = read_end(phase, share);
   const RowOutputs outputs = outputs_of(described, share, places);
   const TileWork tiles =
       tile_work(phase, share.items, shared_address(places.work),
