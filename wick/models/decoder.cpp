@@ -142,7 +142,9 @@ void Decoder::begin(const TokenBatch& batch, KvCache* cache) {
           batch.spans.dim(0));
     cache->advance(batch.tokens());
   }
-  reserve_positions(batch.end_position);
+  // All that the batch's memory has room for: work that is recorded now reads the same table when it
+  // is replayed for positions that come later.
+  reserve_positions(cache != nullptr ? cache->capacity() : batch.tokens());
 }
 
 Var Decoder::run(Tape* tape, const TokenBatch& batch, const StepContext& context,
@@ -311,11 +313,11 @@ bool Decoder::tied() const {
 }
 
 void Decoder::reserve_positions(int64_t positions) {
-  if (rope_table_ && rope_table_.dim(0) >= positions) {
-    return;
-  }
   const auto rounded = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(positions)));
   const int64_t size = std::min(std::max<int64_t>(rounded, 256), config_.max_positions);
+  if (rope_table_ && rope_table_.dim(0) >= size) {
+    return;
+  }
   const std::vector<float> host = rope_table(config_, size);
   retired_tables_.push_back(rope_table_);
   rope_table_ = backend_.allocate({size, config_.head_dim}, DType::f32);
