@@ -106,6 +106,7 @@ std::vector<ProgramCase> program_cases() {
       {"deep", config_of(384, 512, 30, 6, 2, 64), 16},
       // Several blocks a key head.
       {"long", config_of(384, 1024, 2, 6, 2, 64), 16, 700, 30},
+      {"past_256", config_of(384, 1024, 2, 6, 2, 64), 16, 240, 40},
       {"longer", config_of(384, 1024, 2, 6, 2, 64), 0, 6000, 10},
       {"wide_long", config_of(512, 1536, 2, 8, 2, 128), 8, 2100, 20},
   };
