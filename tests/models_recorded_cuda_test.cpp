@@ -93,8 +93,8 @@ TEST_F(RecordedCuda, TrainingStepsOnLongerSequencesOfAsManyTokens) {
   const auto batch_of = [](int64_t sequences, int64_t length) {
     MicroBatch batch;
     for (int64_t i = 0; i < sequences; ++i) {
-      batch.add({.ids = ids(length),
-                 .is_target = std::vector<uint8_t>(static_cast<size_t>(length), 1)});
+      batch.add(
+          {.ids = ids(length), .is_target = std::vector<uint8_t>(static_cast<size_t>(length), 1)});
     }
     return batch;
   };

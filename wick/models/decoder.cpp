@@ -142,8 +142,8 @@ void Decoder::begin(const TokenBatch& batch, KvCache* cache) {
           batch.spans.dim(0));
     cache->advance(batch.tokens());
   }
-  // All that the batch's memory has room for: work that is recorded now reads the same table when it
-  // is replayed for positions that come later.
+  // All that the batch's memory has room for: work that is recorded now reads the same table when
+  // it is replayed for positions that come later.
   reserve_positions(cache != nullptr ? cache->capacity() : batch.tokens());
 }
 
