@@ -38,6 +38,15 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
+// Two transfers a clock of its memory.
+float memory_bytes_per_clock(int device, int multiprocessors) {
+  const auto rate = [&](cudaDeviceAttr which) {
+    return static_cast<float>(std::max(attribute(which, device), 1));
+  };
+  return 2 * rate(cudaDevAttrMemoryClockRate) * rate(cudaDevAttrGlobalMemoryBusWidth) / 8 /
+         rate(cudaDevAttrClockRate) / static_cast<float>(multiprocessors);
+}
+
 // Its memory; no slot holds a number that a launch will have soon.
 void* make_mailbox(cudaStream_t stream, Mailbox& mailbox) {
   constexpr size_t kBytes = Mailbox::kSlots * sizeof(uint64_t) + sizeof(Mailbox::State);
@@ -75,6 +84,7 @@ CudaBackend::CudaBackend() {
   context_.compute_capability = major * 10 + minor;
   context_.shared_bytes =
       static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  context_.memory_bytes_per_clock = memory_bytes_per_clock(device, context_.multiprocessors);
   mailbox_.reset(make_mailbox(stream, context_.mailbox));
   staging_ = std::make_unique<Staging>(stream);
   plans_ = std::make_unique<MatmulPlans>(context_);

@@ -6,11 +6,6 @@
 
 namespace wick::cuda {
 
-// Four threads end a channel together: thread t of them has ranks 4 t to 4 t + 3 of every 16.
-constexpr int kEndThreads = 4;
-constexpr int kEndRanks = 4;
-constexpr int kEndRows = kWorkers / kEndThreads;  // at a time
-
 // Where a phase reads and writes.
 struct RowPlaces {
   RowWords words;
@@ -118,17 +113,9 @@ __device__ __forceinline__ float bias_of(const RowTerm& term, int channel) {
   return term.bias == nullptr ? 0.0F : load_as(term.bias, channel, term.bias_type);
 }
 
-// What ends a thread's first channel, read ahead of the row: four ranks of B, where rows of it are
-// whole fours, and the bias; of a gated pair both terms'.
-struct OutputEnd {
-  float4 b[2];
-  float bias[2];
-  bool far[2];  // more is to be read at the end
-};
-
-__device__ __forceinline__ OutputEnd read_end(const LinearsPhase& phase, const BlockShare& share) {
+__device__ __forceinline__ OutputEnd read_end(const LinearsPhase& phase, const BlockShare& share,
+                                              int n) {
   const int quarter = static_cast<int>(threadIdx.x) % kEndThreads;
-  const int n = static_cast<int>(threadIdx.x) / kEndThreads;
   OutputEnd end{};
   if (n < share.channels) {
     const int channel = share.first + n;
@@ -151,13 +138,25 @@ __device__ __forceinline__ OutputEnd read_end(const LinearsPhase& phase, const B
   return end;
 }
 
-// What is not at hand of a channel's low-rank change and bias: a quarter of it.
-__device__ __noinline__ float far_end(const RowTerm& term, int channel, bool at_hand,
-                                      const float* low) {
+// The thread's channel after its first, read ahead of the row too: at the end a read of memory is
+// long while weights come in.
+__device__ __forceinline__ OutputEnd* kept_end(const LinearsPhase& phase, unsigned char* work) {
+  return reinterpret_cast<OutputEnd*>(work + phase.work.ends) + threadIdx.x;
+}
+__device__ __forceinline__ void keep_end(const LinearsPhase& phase, const BlockShare& share,
+                                         unsigned char* work) {
+  const int n = kEndRows + static_cast<int>(threadIdx.x) / kEndThreads;
+  if (phase.keeps_ends && n < share.channels) {
+    *kept_end(phase, work) = read_end(phase, share, n);
+  }
+}
+
+// What is not at hand of a channel's low-rank change: a quarter of it.
+__device__ __noinline__ float far_end(const RowTerm& term, int channel, const float* low) {
   const int quarter = static_cast<int>(threadIdx.x) % kEndThreads;
-  float y = at_hand || quarter > 0 ? 0.0F : bias_of(term, channel);
+  float y = 0.0F;
   const float* row = term.b + channel * int64_t{term.rank};
-  const int from = at_hand && term.rank % 4 == 0 ? kEndRanks * kEndThreads : 0;
+  const int from = term.rank % 4 == 0 ? kEndRanks * kEndThreads : 0;
 #pragma unroll 1
   for (int r = from + quarter; r < term.rank; r += kEndThreads) {
     y = fmaf(low[r], __ldg(row + r), y);
@@ -224,18 +223,17 @@ __device__ __forceinline__ RowOutputs outputs_of(const RowPhase& described, cons
 // outputs on.
 __device__ __forceinline__ void end_linears(const LinearsPhase& phase, const BlockShare& share,
                                             OutputEnd& end, const RowOutputs& outputs, float scale,
-                                            uint32_t tag) {
+                                            unsigned char* work, uint32_t tag) {
   const float* low = outputs.low;
 #pragma unroll 1
   for (int n = static_cast<int>(threadIdx.x) / kEndThreads; n < outputs.channels; n += kEndRows) {
     const int channel = outputs.first + n;
     const int tile = tile_of(phase, n);
     const int row = n + tile * (kTileRows - phase.tile_channels);
-    const bool at_hand = n < kEndRows;
     const float* own = outputs.parts + row * outputs.split;
     float y = end_quarter(scale, outputs.split, outputs.adapted, end.b[0], end.bias[0], own, low);
     if (end.far[0]) {
-      y += far_end(phase.term[share.index], channel, at_hand, low);
+      y += far_end(phase.term[share.index], channel, low);
     }
     y = sum_of_quarters(y);
     if (outputs.gated) {  // rounded as if stored between
@@ -243,7 +241,7 @@ __device__ __forceinline__ void end_linears(const LinearsPhase& phase, const Blo
       y = end_quarter(scale, outputs.split, outputs.adapted, end.b[1], end.bias[1],
                       own + kTileRows / 2 * outputs.split, low + phase.width);
       if (end.far[1]) {
-        y += far_end(phase.term[1], channel, at_hand, low + phase.width);
+        y += far_end(phase.term[1], channel, low + phase.width);
       }
       const float u = to_float(from_float<__nv_bfloat16>(sum_of_quarters(y)));
       y = u * (outputs.gelu ? activate<true>(g).value : activate<false>(g).value);
@@ -258,7 +256,11 @@ __device__ __forceinline__ void end_linears(const LinearsPhase& phase, const Blo
     if (threadIdx.x % kEndThreads == 0 && outputs.y != nullptr) {
       store_as(y, channel, outputs.type, outputs.y);
     }
-    end = {.far = {true, true}};  // nothing is at hand of the next
+    const int next = n + kEndRows;
+    if (next < outputs.channels) {
+      end = phase.keeps_ends && next < 2 * kEndRows ? *kept_end(phase, work)
+                                                    : read_end(phase, share, next);
+    }
   }
 }
 
@@ -268,7 +270,8 @@ __device__ __forceinline__ void run_linears(const RowProgramArgs& program, int p
                                             RowShared& shared, StagePlace& ring_place) {
   const LinearsPhase& phase = described.linears;
   const BlockShare& share = shared.share[p % kDescribedPhases];
-  OutputEnd end = read_end(phase, share);
+  OutputEnd end = read_end(phase, share, static_cast<int>(threadIdx.x) / kEndThreads);
+  keep_end(phase, share, places.work);
   const RowOutputs outputs = outputs_of(described, share, places);
   const TileWork tiles =
       tile_work(phase, share.items, shared_address(places.work),
@@ -287,7 +290,7 @@ __device__ __forceinline__ void run_linears(const RowProgramArgs& program, int p
   multiply_tiles(tiles, places.ring, shared);
   const float scale = norm_scale(phase, shared);
   meet_all(outputs.adapted);
-  end_linears(phase, share, end, outputs, scale, places.words.tag);
+  end_linears(phase, share, end, outputs, scale, places.work, places.words.tag);
 }
 
 }  // namespace wick::cuda

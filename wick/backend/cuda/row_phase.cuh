@@ -30,7 +30,12 @@ constexpr int kTileRows = 16;
 constexpr int kRunColumns = 32;  // that a warp multiplies at a time
 constexpr int kRunBytes = 2 * kRunColumns;
 constexpr int kStrideOfRuns = kGroupWarps * kRunBytes;  // from a warp's run to its next
-constexpr int kMostRowStages = 16;                      // of the ring of weights
+// Four threads end a channel together: thread t of them has ranks 4 t to 4 t + 3 of every 16.
+constexpr int kEndThreads = 4;
+constexpr int kEndRanks = 4;
+constexpr int kEndRows = kWorkers / kEndThreads;  // at a time
+
+constexpr int kMostRowStages = 16;  // of the ring of weights
 
 // A linear layer, its adapter, and the blocks that have its channels.
 struct RowTerm {
@@ -50,7 +55,15 @@ struct RowTerm {
 
 // How a phase of linear layers uses its part of shared memory: bytes from its begin.
 struct RowWork {
-  int x, low, posted, parts, end;
+  int x, ends, low, posted, parts, end;
+};
+
+// What ends a channel, a thread's quarter of it: ranks of B, where rows of it are whole fours, and
+// the bias; of a gated pair both terms'.
+struct OutputEnd {
+  float4 b[2];
+  float bias[2];
+  bool far[2];  // more is to be read at the end
 };
 
 // Linear layers of x, or of its norm; or h = act(g) u of two.
@@ -76,7 +89,8 @@ struct LinearsPhase {
   int shrink_pieces;    // that a row of A is cut into
   int tasks;            // of the shrink
   int width;            // ranks of a term in shared memory: whole sixteens
-  int pace;             // clocks from row to row of weights that are not urgent; 0: at once
+  bool keeps_ends;      // of channels after the first kEndRows there are some in shared memory
+  int pace;             // clocks from row to row of weights that are not urgent
   RowWork work;
 };
 

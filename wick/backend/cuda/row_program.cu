@@ -8,32 +8,15 @@
 
 #include "wick/backend/cuda/attention_decode_warp.cuh"
 #include "wick/backend/cuda/lora_adapters.cuh"
+#include "wick/backend/cuda/row_plan.h"
 #include "wick/backend/cuda/row_program_launch.h"
 
 namespace wick::cuda {
 namespace {
 
 constexpr int kMostRank = 64;
-constexpr int kShrinkColumns = 640;  // kPieceColumns of row_shrink.cuh
-// A tile that is no larger comes whole, others in pieces that are no larger than kPieceBytes.
-constexpr int64_t kWholeTileBytes = 32 * 1024;
-constexpr int64_t kPieceBytes = 20 * 1024;
-// Where a multiprocessor has this much of a phase's weights, they are read as fast as they come.
-constexpr int64_t kManyBytes = 160 * 1024;
-// Else a block leaves some of its multiprocessor's memory to the first cache.
-constexpr int64_t kSharedBytesOfFew = 195 * 1024;
-constexpr int kPaceBytes = 14;  // that a block asks for in a clock otherwise
-constexpr int kLeastStages = 4;
 constexpr int kAttentionBytes = 32 * 1024;  // of shared memory, for the sums of a head's warps
 constexpr int kMostHeadBlocks = 16;
-
-// How a program uses its blocks.
-struct Plan {
-  int blocks = 0;
-  int stages = 0, stage_bytes = 0;
-  int sum_at = 0, work_at = 0;
-  size_t shared_bytes = 0;
-};
 
 bool overlap(const Tensor& a, const Tensor& b) {
   const auto begin = [](const Tensor& tensor) { return static_cast<char*>(tensor.address()); };
@@ -44,18 +27,6 @@ bool overlap(const Tensor& a, const Tensor& b) {
 bool same(const Tensor& a, const Tensor& b) {
   return a && b && a.address() == b.address() && a.bytes() == b.bytes() && a.dtype() == b.dtype();
 }
-
-// An operation that waits. It holds what it reads from memory and what it writes, so that nothing
-// else is put there before it has run.
-struct Operation {
-  RowPhase phase{};
-  std::vector<Tensor> reads;                   // of memory; without weights
-  std::vector<std::pair<Tensor, int>> writes;  // and which of its outputs that is; results first
-  bool follows = false;                        // its row is the result of the one before
-  int64_t pairs = 0;                           // channels, halved: no more blocks than that
-  int64_t weight_bytes = 0;
-  int head_width = 0;  // of attention: 64 or 128
-};
 
 // Which member of a phase is its n-th output.
 void drop_output(RowPhase& phase, int output) {
@@ -81,98 +52,6 @@ constexpr int output_y(int term) {
 }
 constexpr int output_s(int term) {
   return 2 * term + 3;
-}
-
-// Each term's blocks, all of them together, in proportion to its channels.
-void share_out(int blocks, LinearsPhase& phase) {
-  const int terms = phase.gated ? 1 : phase.terms;
-  int64_t pairs = 0;
-  for (int i = 0; i < terms; ++i) {
-    pairs += phase.term[i].channels / 2;
-  }
-  int64_t of_block = ceil_div(pairs, blocks);
-  const auto blocks_of = [&](const RowTerm& term) { return ceil_div(term.channels / 2, of_block); };
-  const auto needed = [&] {
-    int64_t sum = 0;
-    for (int i = 0; i < terms; ++i) {
-      sum += blocks_of(phase.term[i]);
-    }
-    return sum;
-  };
-  while (needed() > blocks && of_block < pairs) {
-    ++of_block;
-  }
-  int64_t spare = blocks - needed();
-  int first = 0;
-  int before = 0;
-  phase.channels = 0;
-  for (int i = 0; i < terms; ++i) {
-    RowTerm& term = phase.term[i];
-    const int64_t more = std::clamp<int64_t>(spare, 0, term.channels / 2 - blocks_of(term));
-    spare -= more;
-    term.first_block = first;
-    term.blocks = static_cast<int>(blocks_of(term) + more);
-    first += term.blocks;
-    term.pairs_of_block = term.channels / 2 / term.blocks;
-    term.spare_pairs = term.channels / 2 % term.blocks;
-    term.before = before;
-    before += term.channels;
-    phase.channels =
-        std::max(phase.channels, 2 * (term.pairs_of_block + (term.spare_pairs > 0 ? 1 : 0)));
-  }
-}
-
-int aligned(int bytes) {
-  return (bytes + 15) / 16 * 16;
-}
-
-// Tiles, the low-rank tasks, and the phase's part of shared memory. Of that `x_bytes` are for rows
-// of all phases: a thread that is ahead writes there while others still end the phase before.
-void lay_out(int x_bytes, bool many, LinearsPhase& phase) {
-  const int terms = phase.gated ? 2 : 1;
-  const int64_t least = ceil_div(phase.channels, kTileRows / terms);
-  const auto run_bytes_of = [&](int64_t tiles) {
-    return 2 * terms * ceil_div(phase.channels, tiles) * kRunColumns;
-  };
-  // Whole tiles in an even number, for the two groups of warps.
-  int64_t tiles = least + (least > 1 ? least % 2 : 0);
-  if (phase.in / kRunColumns * run_bytes_of(tiles) > kWholeTileBytes) {
-    tiles = least;
-  }
-  phase.tile_channels = static_cast<int>(ceil_div(phase.channels, tiles));
-  phase.tile_reciprocal = ((1 << 16) + phase.tile_channels - 1) / phase.tile_channels;
-  const int64_t run_bytes = run_bytes_of(tiles);
-  const int64_t all_runs = phase.in / kRunColumns;
-  phase.columns = phase.in;
-  if (all_runs * run_bytes > kWholeTileBytes) {
-    // Rows of an odd number of runs lie half of all banks apart.
-    int64_t runs = ceil_div(all_runs, ceil_div(all_runs * run_bytes, kPieceBytes)) | 1;
-    runs -= runs > 1 && runs * run_bytes > kPieceBytes ? 2 : 0;
-    phase.columns = static_cast<int>(runs * kRunColumns);
-  }
-  phase.pieces = static_cast<int>(ceil_div(phase.in, phase.columns));
-  phase.row_bytes = 2 * phase.columns;
-  phase.split = phase.pieces == 1 ? kGroupWarps : kProgramWarps;
-  phase.pace = many ? 0 : phase.row_bytes / kPaceBytes;
-  phase.shrink_pieces = static_cast<int>(ceil_div(phase.in, kShrinkColumns));
-  phase.tasks = 0;
-  phase.width = 0;
-  for (int i = 0; i < phase.terms; ++i) {
-    RowTerm& term = phase.term[i];
-    term.first_task = phase.tasks;
-    phase.tasks += term.rank * phase.shrink_pieces;
-    phase.width = std::max(phase.width, (term.rank + 15) / 16 * 16);
-  }
-  RowWork& work = phase.work;
-  work.x = 0;
-  work.low = work.x + x_bytes;
-  work.posted = work.low + aligned(4 * terms * phase.width);
-  work.parts = work.posted + aligned(4 * phase.width * phase.shrink_pieces);
-  work.end = work.parts + 4 * static_cast<int>(tiles) * kTileRows * phase.split;
-}
-
-int stage_bytes(const LinearsPhase& phase) {
-  return (phase.gated ? 2 : 1) * phase.tile_channels * phase.row_bytes;
 }
 
 bool is_bf16(const Tensor& tensor) {
@@ -206,7 +85,7 @@ struct RowProgram::State {
   };
   std::unique_ptr<void, Free> memory;
   bool waits = false;
-  std::vector<Operation> operations;
+  std::vector<RowOperation> operations;
   Tensor kept;  // the row that the last norm is of
 
   bool usable() const { return context.compute_capability >= 90; }
@@ -217,19 +96,18 @@ struct RowProgram::State {
                  const Tensor& spans, const AttentionArgs& args, const Tensor& o);
   // Whether the last operation's results, in their order and nothing else, are `tensors`.
   bool posts(std::initializer_list<const Tensor*> tensors) const;
-  bool reads_results(const Operation& next) const;
+  bool reads_results(const RowOperation& next) const;
   // `build` makes the operation from what waits now. False: there is no room for it even alone.
   template <class Build>
   bool add(const Build& build);
-  // Shares the work of `all` out and tells it the phases; no value where memory does not suffice.
-  std::optional<Plan> plan(std::span<Operation> all) const;
   void flush();
   void drop();
 
  private:
-  Operation linears_of(const Tensor& x, const NormedInput* norm, std::span<const LinearTerm> terms,
-                       const Activation* activation, const Tensor* h) const;
-  void read_row(const Tensor& x, const NormedInput* norm, Operation& operation) const;
+  RowOperation linears_of(const Tensor& x, const NormedInput* norm,
+                          std::span<const LinearTerm> terms, const Activation* activation,
+                          const Tensor* h) const;
+  void read_row(const Tensor& x, const NormedInput* norm, RowOperation& operation) const;
 };
 
 void RowProgram::State::make_exchange() {
@@ -253,7 +131,7 @@ bool RowProgram::State::posts(std::initializer_list<const Tensor*> tensors) cons
   if (operations.empty()) {
     return false;
   }
-  const Operation& last = operations.back();
+  const RowOperation& last = operations.back();
   const size_t results =
       last.phase.attends || last.phase.linears.gated ? 1 : last.phase.linears.terms;
   if (tensors.size() != results) {
@@ -270,9 +148,9 @@ bool RowProgram::State::posts(std::initializer_list<const Tensor*> tensors) cons
   return elements <= 2 * int64_t{RowExchange::kRowWords};
 }
 
-bool RowProgram::State::reads_results(const Operation& next) const {
+bool RowProgram::State::reads_results(const RowOperation& next) const {
   for (const Tensor& read : next.reads) {
-    for (const Operation& operation : operations) {
+    for (const RowOperation& operation : operations) {
       for (const auto& [write, output] : operation.writes) {
         if (overlap(read, write)) {
           return true;
@@ -283,10 +161,10 @@ bool RowProgram::State::reads_results(const Operation& next) const {
   return false;
 }
 
-Operation RowProgram::State::linears_of(const Tensor& x, const NormedInput* norm,
-                                        std::span<const LinearTerm> terms,
-                                        const Activation* activation, const Tensor* h) const {
-  Operation operation;
+RowOperation RowProgram::State::linears_of(const Tensor& x, const NormedInput* norm,
+                                           std::span<const LinearTerm> terms,
+                                           const Activation* activation, const Tensor* h) const {
+  RowOperation operation;
   LinearsPhase& phase = operation.phase.linears;
   phase.in = static_cast<int>(terms[0].weight.columns());
   phase.per_column = 1.0F / static_cast<float>(phase.in);
@@ -332,7 +210,7 @@ Operation RowProgram::State::linears_of(const Tensor& x, const NormedInput* norm
 
 // Where the operation's row comes from.
 void RowProgram::State::read_row(const Tensor& x, const NormedInput* norm,
-                                 Operation& operation) const {
+                                 RowOperation& operation) const {
   LinearsPhase& phase = operation.phase.linears;
   const auto reads = [&](const Tensor& tensor) {
     operation.reads.push_back(tensor);
@@ -362,11 +240,11 @@ void RowProgram::State::read_row(const Tensor& x, const NormedInput* norm,
 template <class Build>
 bool RowProgram::State::add(const Build& build) {
   if (!operations.empty()) {
-    Operation next = build();
+    RowOperation next = build();
     if (next.follows && operations.size() < kMostRowPhases && !reads_results(next)) {
-      std::vector<Operation> all = operations;
+      std::vector<RowOperation> all = operations;
       all.push_back(next);
-      if (plan(all)) {
+      if (plan_row(context, all)) {
         operations.back().phase.posts = true;
         operations.push_back(std::move(next));
         return true;
@@ -374,81 +252,12 @@ bool RowProgram::State::add(const Build& build) {
     }
     flush();
   }
-  std::vector<Operation> alone = {build()};
-  if (!plan(alone)) {
+  std::vector<RowOperation> alone = {build()};
+  if (!plan_row(context, alone)) {
     return false;
   }
   operations = std::move(alone);
   return true;
-}
-
-std::optional<Plan> RowProgram::State::plan(std::span<Operation> all) const {
-  Plan plan;
-  int64_t blocks = context.multiprocessors;
-  int key_heads = 1;
-  int head_width = 0;
-  int x_bytes = 0;
-  for (const Operation& operation : all) {
-    if (operation.phase.attends) {
-      key_heads = std::max(key_heads, operation.phase.attention.call.G);
-      if (head_width != 0 && head_width != operation.head_width) {
-        return std::nullopt;
-      }
-      head_width = operation.head_width;
-    } else {
-      blocks = std::min(blocks, operation.pairs);
-      x_bytes = std::max(x_bytes, aligned(2 * operation.phase.linears.in));
-    }
-  }
-  if (blocks < key_heads) {
-    return std::nullopt;
-  }
-  plan.blocks = static_cast<int>(blocks);
-  int work = 0;
-  int row = 0;
-  int places = 0;  // of the ring, that the operations could use
-  auto shared_bytes = static_cast<int64_t>(context.shared_bytes);
-  const int64_t most_bytes = shared_bytes;
-  shared_bytes = std::min(shared_bytes, kSharedBytesOfFew);
-  for (Operation& operation : all) {
-    if (operation.phase.attends) {
-      AttentionPhase& phase = operation.phase.attention;
-      phase.most_blocks = std::min(phase.most_blocks, plan.blocks / phase.call.G);
-      work = std::max(
-          work, attention_work_bytes(head_width > 64, phase.writers, phase.call.H / phase.call.G));
-      continue;
-    }
-    LinearsPhase& phase = operation.phase.linears;
-    share_out(plan.blocks, phase);
-    const bool many = operation.weight_bytes > kManyBytes * context.multiprocessors;
-    lay_out(x_bytes, many, phase);
-    shared_bytes = many ? most_bytes : shared_bytes;
-    if (phase.tasks > RowExchange::kSumWords || phase.channels > kMostBlockChannels - kTileRows) {
-      return std::nullopt;
-    }
-    work = std::max(work, phase.work.end);
-    row = std::max(row, phase.norms ? 2 * phase.in : 0);
-    plan.stage_bytes = std::max(plan.stage_bytes, stage_bytes(phase));
-    places += static_cast<int>(ceil_div(phase.channels, phase.tile_channels)) * phase.pieces;
-  }
-  const int64_t own = shared_bytes - row_shared_bytes() - aligned(row) - aligned(work);
-  plan.stage_bytes = ceil_div(plan.stage_bytes, 128) * 128;
-  if (plan.stage_bytes > 0) {
-    plan.stages =
-        static_cast<int>(std::min<int64_t>({kMostRowStages, places, own / plan.stage_bytes}));
-  }
-  // An even number: two pieces that go through a stage one after the other are then the same
-  // group's, or of two phases, so that nobody waits for a round of a stage before the one before
-  // has come, which the parity of its barrier would not tell from the round before that.
-  plan.stages -= plan.stages > 1 ? plan.stages % 2 : 0;
-  if (own < 0 || (places > 0 && plan.stages < std::min(kLeastStages, places / 2 * 2)) ||
-      (places > 1 && plan.stages < 2)) {
-    return std::nullopt;
-  }
-  plan.sum_at = plan.stages * plan.stage_bytes;
-  plan.work_at = plan.sum_at + aligned(row);
-  plan.shared_bytes = static_cast<size_t>(plan.work_at) + aligned(work);
-  return plan;
 }
 
 bool RowProgram::State::linears(const Tensor& x, const NormedInput* norm,
@@ -491,7 +300,7 @@ bool RowProgram::State::attention(const FreshTokens& tokens, const Tensor& k_cac
     return false;
   }
   return add([&] {
-    Operation operation;
+    RowOperation operation;
     operation.follows = posts({&tokens.q, &tokens.k, &tokens.v});
     operation.head_width = call.D > 64 ? 128 : 64;
     operation.writes = {{o, 0}};
@@ -531,9 +340,9 @@ void RowProgram::State::flush() {
   if (operations.empty()) {
     return;
   }
-  std::vector<Operation> all = std::move(operations);
+  std::vector<RowOperation> all = std::move(operations);
   drop();
-  const std::optional<Plan> planned = plan(all);
+  const std::optional<RowProgramPlan> planned = plan_row(context, all);
   RowProgramArgs program{};
   program.exchange = exchange;
   program.phases = static_cast<int>(all.size());

@@ -215,33 +215,86 @@ __device__ __forceinline__ bool multiplies(RowShared& shared, int p) {
   return current >= p;
 }
 
-// Asks for a piece, a row a lane. Before its phase has its row that goes at a pace: the next row of
+// One lane of a warp that is together. The compiler knows that it is one: it asks for a copy at
+// once where it would else go through the lanes one by one.
+__device__ __forceinline__ bool is_elected() {
+  uint32_t elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred one;\n"
+      "elect.sync _|one, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, one;\n"
+      "}"
+      : "=r"(elected));
+  return elected != 0;
+}
+
+// Rows of a piece that lie equally far apart, from and to.
+struct RowCopies {
+  const __nv_bfloat16* from;
+  int64_t stride;  // elements
+  uint32_t to, row_bytes;
+  uint32_t bytes;  // of each
+
+  __device__ __forceinline__ void start(int rows, uint32_t full) {
+    if (is_elected()) {
+      for (; rows >= 4; rows -= 4) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          copy_bulk(to + i * row_bytes, from + i * stride, bytes, full);
+        }
+        from += 4 * stride;
+        to += 4 * row_bytes;
+      }
+#pragma unroll 1
+      for (; rows > 0; --rows) {
+        copy_bulk(to, from, bytes, full);
+        from += stride;
+        to += row_bytes;
+      }
+    }
+    __syncwarp();
+  }
+};
+
+// Asks for a piece. Before its phase has its row that goes at a pace, a row a lane: the next row of
 // weights is due at `due`.
 __device__ __forceinline__ void fetch_piece(const LinearsPhase& phase, const TilePiece& piece,
                                             uint32_t to, uint32_t full, int p, RowShared& shared,
                                             uint32_t& due) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const int rows = phase.gated ? 2 * piece.rows : piece.rows;
+  const int terms = phase.gated ? 2 : 1;
+  const int rows = terms * piece.rows;
   if (lane == 0) {
     expect_bytes(full, rows * piece.bytes);
   }
   __syncwarp();
-  const bool second = lane >= piece.rows;
-  const int n = second ? lane - piece.rows : lane;
-  const __nv_bfloat16* from =
-      (second ? piece.second_weight : piece.weight) + static_cast<int64_t>(n) * phase.in;
-  to += (second ? phase.tile_channels + n : n) * phase.row_bytes;
   const auto now = [] { return static_cast<uint32_t>(clock()); };
   const auto step = static_cast<uint32_t>(phase.pace);
+  const auto row_bytes = static_cast<uint32_t>(phase.row_bytes);
   // Time that a full ring has taken is not made up for.
   due = static_cast<int>(now() - due) > 0 ? now() : due;
-  const uint32_t own = due + lane * step;
-  bool waits = lane < rows;
+  if (__all_sync(~0U, multiplies(shared, p))) {
 #pragma unroll 1
-  while (__any_sync(~0U, waits)) {
-    if (waits && (static_cast<int>(now() - own) >= 0 || multiplies(shared, p))) {
-      copy_bulk(to, from, piece.bytes, full);
-      waits = false;
+    for (int i = 0; i < terms; ++i) {
+      RowCopies copies{i == 0 ? piece.weight : piece.second_weight, phase.in,
+                       to + i * phase.tile_channels * row_bytes, row_bytes, piece.bytes};
+      copies.start(piece.rows, full);
+    }
+  } else {
+    const bool second = lane >= piece.rows;
+    const int n = second ? lane - piece.rows : lane;
+    const __nv_bfloat16* from =
+        (second ? piece.second_weight : piece.weight) + static_cast<int64_t>(n) * phase.in;
+    to += (second ? phase.tile_channels + n : n) * row_bytes;
+    const uint32_t own = due + lane * step;
+    bool waits = lane < rows;
+#pragma unroll 1
+    while (__any_sync(~0U, waits)) {
+      if (waits && (static_cast<int>(now() - own) >= 0 || multiplies(shared, p))) {
+        copy_bulk(to, from, piece.bytes, full);
+        waits = false;
+      }
     }
   }
   due += rows * step;
