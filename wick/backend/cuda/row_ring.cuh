@@ -218,6 +218,7 @@ __device__ __forceinline__ bool multiplies(RowShared& shared, int p) {
 // One lane of a warp that is together. The compiler knows that it is one: it asks for a copy at
 // once where it would else go through the lanes one by one.
 __device__ __forceinline__ bool is_elected() {
+#if __CUDA_ARCH__ >= 900
   uint32_t elected;
   asm volatile(
       "{\n"
@@ -227,6 +228,9 @@ __device__ __forceinline__ bool is_elected() {
       "}"
       : "=r"(elected));
   return elected != 0;
+#else
+  return threadIdx.x % 32 == 0;
+#endif
 }
 
 // Rows of a piece that lie equally far apart, from and to.
