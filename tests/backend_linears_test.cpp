@@ -79,6 +79,8 @@ TEST_P(Conformance, GatedLinearsAreLinearsAndTheirGate) {
                                 {2, 136, 72},
                                 {11, 136, 72},
                                 {1, 896, 5003},
+                                {1, 896, 4864},
+                                {1, 3584, 1504},
                                 {1, 4864, 300},
                                 {1, 64, 20000}}) {
     for (const Activation activation : {Activation::silu, Activation::gelu_tanh}) {
@@ -267,6 +269,8 @@ TEST_P(Conformance, NormedGatedLinearsAreGatedLinearsOfTheNorm) {
                                 {1, 40, 5003},
                                 {2, 136, 72},
                                 {1, 896, 5003},
+                                {1, 896, 4864},
+                                {1, 3584, 1504},
                                 {1, 1024, 11000}}) {
     SCOPED_TRACE(fmt::format("T {} in {} F {}", T, in, F));
     const Values left = random(T * in, type);

@@ -22,10 +22,4 @@ void rope_append(const Context& context, const Tensor& positions, const Tensor& 
                  const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k_cache,
                  const Tensor& v_cache);
 
-// Backend::append_attention of one token in one launch, where the cache is not long. Returns false,
-// and has done nothing, where it does not take the types or sizes.
-bool append_attention(const Context& context, const FreshTokens& tokens, const Tensor& k_cache,
-                      const Tensor& v_cache, const Tensor& spans, const AttentionArgs& args,
-                      const Tensor& o);
-
 }  // namespace wick::cuda

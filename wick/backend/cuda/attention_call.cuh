@@ -47,7 +47,7 @@ inline void check_head_size(int D) {
   }
 }
 
-inline int divide_up(int64_t dividend, int64_t divisor) {
+constexpr int divide_up(int64_t dividend, int64_t divisor) {
   return static_cast<int>(ceil_div(dividend, divisor));
 }
 

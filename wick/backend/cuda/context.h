@@ -35,6 +35,8 @@ struct Context {
   int multiprocessors = 0;
   int compute_capability = 0;  // 90 for 9.0
   size_t shared_bytes = 0;     // that a block may opt into
+  // Of a multiprocessor: its share of the memory's peak rate, at its highest clock.
+  float memory_bytes_per_clock = 0;
   Mailbox mailbox;
 };
 

@@ -38,6 +38,15 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
+// Two transfers a clock of its memory.
+float memory_bytes_per_clock(int device, int multiprocessors) {
+  const auto rate = [&](cudaDeviceAttr which) {
+    return static_cast<float>(std::max(attribute(which, device), 1));
+  };
+  return 2 * rate(cudaDevAttrMemoryClockRate) * rate(cudaDevAttrGlobalMemoryBusWidth) / 8 /
+         rate(cudaDevAttrClockRate) / static_cast<float>(multiprocessors);
+}
+
 // Its memory; no slot holds a number that a launch will have soon.
 void* make_mailbox(cudaStream_t stream, Mailbox& mailbox) {
   constexpr size_t kBytes = Mailbox::kSlots * sizeof(uint64_t) + sizeof(Mailbox::State);
@@ -75,10 +84,12 @@ CudaBackend::CudaBackend() {
   context_.compute_capability = major * 10 + minor;
   context_.shared_bytes =
       static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  context_.memory_bytes_per_clock = memory_bytes_per_clock(device, context_.multiprocessors);
   mailbox_.reset(make_mailbox(stream, context_.mailbox));
   staging_ = std::make_unique<Staging>(stream);
   plans_ = std::make_unique<MatmulPlans>(context_);
   context_.plans = plans_.get();
+  rows_ = std::make_unique<RowProgram>(context_);
 }
 
 CudaBackend::~CudaBackend() {
@@ -105,7 +116,7 @@ std::unique_ptr<Recorder> CudaBackend::make_recorder() {
   if (!memory_->can_record()) {
     return Backend::make_recorder();
   }
-  return std::make_unique<GraphRecorder>(context_, recorders_);
+  return std::make_unique<GraphRecorder>(context_, *rows_, recorders_);
 }
 
 Tensor CudaBackend::allocate(const Shape& shape, DType dtype) {
@@ -125,11 +136,13 @@ Tensor CudaBackend::adopt(std::span<const std::byte> host, std::shared_ptr<const
 
 void CudaBackend::upload(std::span<const std::byte> host, Out to) {
   assert(host.size() == to.bytes());
+  ready();
   staging_->upload(host, to.address());
 }
 
 void CudaBackend::download(In from, std::span<std::byte> host) {
   assert(host.size() == from.bytes());
+  ready();
   staging_->download(from.address(), host);
 }
 
@@ -141,13 +154,13 @@ void CudaBackend::copy(In from, Out to) {
   assert(from.bytes() == to.bytes());
   if (from.bytes() > 0) {
     check_cuda(cudaMemcpyAsync(to.address(), from.address(), from.bytes(), cudaMemcpyDeviceToDevice,
-                               context_.stream),
+                               ready().stream),
                "copy");
   }
 }
 
 void CudaBackend::synchronize() {
-  check_cuda(cudaStreamSynchronize(context_.stream), "synchronize");
+  check_cuda(cudaStreamSynchronize(ready().stream), "synchronize");
 }
 
 MemoryUse CudaBackend::memory() const {
@@ -159,27 +172,27 @@ void CudaBackend::reset_peak_memory() {
 }
 
 void CudaBackend::matmul(In a, In b, const MatmulArgs& args, Out c) {
-  cuda::matmul(context_, a, b, args, c);
+  cuda::matmul(ready(), a, b, args, c);
 }
 
 void CudaBackend::lora_forward(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
                                Out y) {
-  cuda::lora_forward(context_, x, adapters, row_adapter, s, y);
+  cuda::lora_forward(ready(), x, adapters, row_adapter, s, y);
 }
 
 void CudaBackend::lora_delta(In x, std::span<const LoraFactors> adapters, In row_adapter, Out s,
                              Out y) {
-  cuda::lora_delta(context_, x, adapters, row_adapter, s, y);
+  cuda::lora_delta(ready(), x, adapters, row_adapter, s, y);
 }
 
 void CudaBackend::lora_backward(In x, In s, In dy, const LoraFactors& adapter, Out ds, Out da,
                                 Out db, Out dx) {
-  cuda::lora_backward(context_, x, s, dy, adapter, ds, da, db, dx);
+  cuda::lora_backward(ready(), x, s, dy, adapter, ds, da, db, dx);
 }
 
 void CudaBackend::lora_linear_backward(const LoraLinearInputs& inputs, bool accumulate, Out ds,
                                        Out da, Out db, Out dx) {
-  if (!cuda::lora_linear_backward(context_, inputs, accumulate, {ds, da, db, dx})) {
+  if (!cuda::lora_linear_backward(ready(), inputs, accumulate, {ds, da, db, dx})) {
     Backend::lora_linear_backward(inputs, accumulate, ds, da, db, dx);
   }
 }
@@ -189,155 +202,159 @@ void CudaBackend::lora_linear_backward(const LoraLinearInputs& inputs, bool accu
 // first, so that the product adds to it and no pass over y follows it.
 void CudaBackend::linears(In x, std::span<const LinearTerm> terms) {
   const int64_t T = x.rows();
-  if (T == 0 || (T <= kFewRows && linears_few_rows(context_, x, terms))) {
+  if (T == 0 || rows_->linears(x, terms) ||
+      (T <= kFewRows && linears_few_rows(ready(), x, terms))) {
     return;
   }
-  if (linears_in_tiles(context_, x, terms)) {
+  if (linears_in_tiles(ready(), x, terms)) {
     return;
   }
   std::vector<LinearTerm> onto_products;
   std::vector<LinearTerm> others;
   for (const LinearTerm& term : terms) {
-    if (!lora_product_gains(context_, x, term) || !lora_product(context_, x, term)) {
+    if (!lora_product_gains(ready(), x, term) || !lora_product(ready(), x, term)) {
       (takes_onto_product(x, term) ? onto_products : others).push_back(term);
     }
   }
-  linears_onto_products(context_, x, onto_products);
+  linears_onto_products(ready(), x, onto_products);
   for (const LinearTerm& term : others) {
     const bool adapted = !term.adapters.empty();
     if (adapted) {
-      cuda::lora_delta(context_, x, term.adapters, term.row_adapter, term.s, term.y);
+      cuda::lora_delta(ready(), x, term.adapters, term.row_adapter, term.s, term.y);
     }
     const MatmulArgs args{.accumulate = adapted, .bias = term.bias ? &term.bias : nullptr};
-    cuda::matmul(context_, x, term.weight, args, term.y);
+    cuda::matmul(ready(), x, term.weight, args, term.y);
   }
 }
 
 void CudaBackend::gated_linears(In x, std::span<const LinearTerm> terms, Activation activation,
                                 Out h) {
-  if (!gated_linears_row(context_, x, terms, activation, h)) {
+  if (!rows_->gated_linears(x, terms, activation, h) &&
+      !gated_linears_row(ready(), x, terms, activation, h)) {
     Backend::gated_linears(x, terms, activation, h);
   }
 }
 
 void CudaBackend::normed_linears(const NormedInput& input, std::span<const LinearTerm> terms) {
-  if (!normed_linears_row(context_, input, terms)) {
+  if (!rows_->normed_linears(input, terms) && !normed_linears_row(ready(), input, terms)) {
     Backend::normed_linears(input, terms);
   }
 }
 
 void CudaBackend::normed_gated_linears(const NormedInput& input, std::span<const LinearTerm> terms,
                                        Activation activation, Out h) {
-  if (!normed_gated_linears_row(context_, input, terms, activation, h)) {
+  if (!rows_->normed_gated_linears(input, terms, activation, h) &&
+      !normed_gated_linears_row(ready(), input, terms, activation, h)) {
     Backend::normed_gated_linears(input, terms, activation, h);
   }
 }
 
 void CudaBackend::add_column_sums(In x, Out out) {
-  cuda::add_column_sums(context_, x, out);
+  cuda::add_column_sums(ready(), x, out);
 }
 
 void CudaBackend::attention(In q, In k, In v, In spans, const AttentionArgs& args, Out o, Out lse) {
-  cuda::attention(context_, q, k, v, spans, args, o, lse);
+  cuda::attention(ready(), q, k, v, spans, args, o, lse);
 }
 
 void CudaBackend::attention_backward(In q, In k, In v, In o, In lse, In d_o, In spans,
                                      const AttentionArgs& args, Out dq, Out dk, Out dv) {
-  cuda::attention_backward(context_, {q, k, v, o, lse, d_o}, spans, args, dq, dk, dv);
+  cuda::attention_backward(ready(), {q, k, v, o, lse, d_o}, spans, args, dq, dk, dv);
 }
 
 void CudaBackend::kv_append(In x, In slots, Out cache) {
-  cuda::kv_append(context_, x, slots, cache);
+  cuda::kv_append(ready(), x, slots, cache);
 }
 
 void CudaBackend::rope(In x, In positions, In table, RopeDirection direction, Out y) {
-  cuda::rope(context_, x, positions, table, direction, y);
+  cuda::rope(ready(), x, positions, table, direction, y);
 }
 
 void CudaBackend::rope_append(In positions, In table, Out q, Out k, In v, Out k_cache,
                               Out v_cache) {
-  cuda::rope_append(context_, positions, table, q, k, v, k_cache, v_cache);
+  cuda::rope_append(ready(), positions, table, q, k, v, k_cache, v_cache);
 }
 
 void CudaBackend::append_attention(const FreshTokens& tokens, Out k_cache, Out v_cache, In spans,
                                    const AttentionArgs& args, Out o) {
-  if (!cuda::append_attention(context_, tokens, k_cache, v_cache, spans, args, o)) {
+  if (!rows_->append_attention(tokens, k_cache, v_cache, spans, args, o)) {
+    ready();
     Backend::append_attention(tokens, k_cache, v_cache, spans, args, o);
   }
 }
 
 void CudaBackend::rms_norm(In x, In weight, float eps, Out y, Out rstd) {
-  cuda::rms_norm(context_, x, weight, eps, y, rstd);
+  cuda::rms_norm(ready(), x, weight, eps, y, rstd);
 }
 
 void CudaBackend::add_rms_norm(In a, In b, In weight, float eps, Out sum, Out y, Out rstd) {
-  cuda::add_rms_norm(context_, a, b, weight, eps, sum, y, rstd);
+  cuda::add_rms_norm(ready(), a, b, weight, eps, sum, y, rstd);
 }
 
 void CudaBackend::rms_norm_backward(In x, In weight, In rstd, In dy, bool accumulate, Out dx,
                                     Out dweight) {
-  cuda::rms_norm_backward(context_, {x, weight, rstd, dy}, accumulate, dx, dweight);
+  cuda::rms_norm_backward(ready(), {x, weight, rstd, dy}, accumulate, dx, dweight);
 }
 
 void CudaBackend::layer_norm(In x, In weight, In bias, float eps, Out y, Out mean_rstd) {
-  cuda::layer_norm(context_, x, weight, bias, eps, y, mean_rstd);
+  cuda::layer_norm(ready(), x, weight, bias, eps, y, mean_rstd);
 }
 
 void CudaBackend::layer_norm_backward(In x, In weight, In mean_rstd, In dy, bool accumulate, Out dx,
                                       Out dweight, Out dbias) {
-  cuda::layer_norm_backward(context_, {x, weight, mean_rstd, dy}, accumulate, dx, dweight, dbias);
+  cuda::layer_norm_backward(ready(), {x, weight, mean_rstd, dy}, accumulate, dx, dweight, dbias);
 }
 
 void CudaBackend::softmax(In x, Out y) {
-  cuda::softmax(context_, x, y);
+  cuda::softmax(ready(), x, y);
 }
 
 void CudaBackend::gate(In g, In u, Activation activation, Out h) {
-  cuda::gate(context_, g, u, activation, h);
+  cuda::gate(ready(), g, u, activation, h);
 }
 
 void CudaBackend::gate_backward(In g, In u, In dh, Activation activation, Out dg, Out du) {
-  cuda::gate_backward(context_, g, u, dh, activation, dg, du);
+  cuda::gate_backward(ready(), g, u, dh, activation, dg, du);
 }
 
 void CudaBackend::add(In a, In b, Out y) {
-  cuda::add(context_, a, b, y);
+  cuda::add(ready(), a, b, y);
 }
 
 void CudaBackend::fill(float value, Out y) {
-  cuda::fill(context_, value, y);
+  cuda::fill(ready(), value, y);
 }
 
 void CudaBackend::cast(In x, Out y) {
-  cuda::cast(context_, x, y);
+  cuda::cast(ready(), x, y);
 }
 
 void CudaBackend::dropout(In x, const DropoutArgs& args, Out y) {
-  cuda::dropout(context_, x, args, y);
+  cuda::dropout(ready(), x, args, y);
 }
 
 void CudaBackend::gather_rows(In table, In ids, Out y) {
-  cuda::gather_rows(context_, table, ids, y);
+  cuda::gather_rows(ready(), table, ids, y);
 }
 
 void CudaBackend::scatter_add_rows(In x, In ids, Out table) {
-  cuda::scatter_add_rows(context_, x, ids, table);
+  cuda::scatter_add_rows(ready(), x, ids, table);
 }
 
 void CudaBackend::cross_entropy(In targets, const CrossEntropyArgs& args, Out logits, Out losses) {
-  cuda::cross_entropy(context_, targets, args, logits, losses);
+  cuda::cross_entropy(ready(), targets, args, logits, losses);
 }
 
 void CudaBackend::adamw(In grad, const AdamwArgs& args, Out p, Out m, Out v) {
-  cuda::adamw(context_, grad, args, p, m, v);
+  cuda::adamw(ready(), grad, args, p, m, v);
 }
 
 void CudaBackend::sum_squares(In x, Out out) {
-  cuda::sum_squares(context_, x, out);
+  cuda::sum_squares(ready(), x, out);
 }
 
 void CudaBackend::sample(const SampleArgs& args, Out logits, Out id) {
-  cuda::sample(context_, args, logits, id);
+  cuda::sample(ready(), args, logits, id);
 }
 
 }  // namespace wick::cuda

@@ -11,6 +11,7 @@
 #include "wick/backend/cuda/context.h"
 #include "wick/backend/cuda/matmul.h"
 #include "wick/backend/cuda/memory.h"
+#include "wick/backend/cuda/row_program.h"
 #include "wick/backend/cuda/staging.h"
 #include "wick/core/backend.h"
 
@@ -100,12 +101,19 @@ class CudaBackend final : public Backend {
     void operator()(void* memory) const { cudaFree(memory); }
   };
 
+  // For work that follows what waits (RowProgram), which goes into the stream first.
+  const Context& ready() {
+    rows_->flush();
+    return context_;
+  }
+
   Context context_;
   std::unique_ptr<CUstream_st, DropStream> stream_;
   // Tensors keep it alive, so they may outlive the back end.
   std::shared_ptr<DeviceMemory> memory_;
   std::unique_ptr<Staging> staging_;
   std::unique_ptr<MatmulPlans> plans_;
+  std::unique_ptr<RowProgram> rows_;
   std::unique_ptr<void, Free> mailbox_;
   int recorders_ = 0;
 };

@@ -14,15 +14,6 @@ constexpr int64_t kRingBytes = 64 * 1024;
 // that follow could wait for: two blocks, which it holds alone, read faster.
 constexpr int64_t kManyBytes = 160 * 1024;
 constexpr int64_t kRingBytesOfMany = 80 * 1024;
-// By tiles: a tile that is no larger comes in one piece, others in pieces of some kPieceBytes; and
-// the ring of a block, alone on a multiprocessor and one of two.
-constexpr int64_t kWholeTileBytes = 32 * 1024;
-constexpr int64_t kPieceBytes = 20 * 1024;
-constexpr int64_t kTileRingBytes = 116 * 1024;
-constexpr int64_t kTileRingBytesOfMany = 95 * 1024;
-// That a block asks for in a clock while its row is not there: 1.8 TB/s of all. What the launches
-// before read waits behind faster ones.
-constexpr int kPaceBytes = 7;
 // Of a block, beside what its launch asks for: the kernel's own and the system's.
 constexpr int64_t kOtherSharedBytes = 2048;
 // A channel is shared by warps where each gets this much of it at least, and where a block has few:
@@ -144,40 +135,6 @@ int64_t lay_out(const RowTypes& of, int64_t multiprocessor_bytes, RowLinearsArgs
   return rings + bytes;
 }
 
-// The same where tensor cores multiply; 0: there is no room.
-int64_t lay_out_tiles(const RowTypes& of, int64_t multiprocessor_bytes, RowLinearsArgs& args) {
-  const int terms = of.gated ? 2 : 1;
-  const int in = args.linears.in;
-  const int64_t tiles = ceil_div(args.channels, kTileRows / terms);
-  args.tile_channels = static_cast<int>(ceil_div(args.channels, tiles));
-  const int64_t tile_bytes = int64_t{2} * terms * args.tile_channels * in;
-  args.columns = in;
-  if (tile_bytes > kWholeTileBytes) {
-    // Rows of an odd number of runs lie half of all banks apart.
-    const int64_t runs = ceil_div(in, ceil_div(tile_bytes, kPieceBytes) * kRunColumns);
-    args.columns = static_cast<int>((runs | 1) * kRunColumns);
-  }
-  args.pieces = static_cast<int>(ceil_div(in, args.columns));
-  args.row_bytes = 2 * args.columns;
-  args.stage_bytes = (of.gated ? kTileRows : args.tile_channels) * args.row_bytes;
-  args.split = kLinearsWarps;
-  args.pace = of.many ? 0 : args.row_bytes / kPaceBytes;
-  const int64_t bytes = lay_out_rest(of, true, args);
-  const int64_t own = multiprocessor_bytes / (of.many ? 2 : 1) - kOtherSharedBytes - bytes;
-  const int64_t wanted = std::min(of.many ? kTileRingBytesOfMany : kTileRingBytes, own);
-  const auto places = static_cast<int>(tiles * args.pieces);
-  args.stages =
-      static_cast<int>(std::min<int64_t>({places, kMostTileStages, wanted / args.stage_bytes}));
-  if (args.stages < std::min(2, places)) {
-    return 0;
-  }
-  const int64_t rings = int64_t{args.stages} * args.stage_bytes;
-  put_rings_first(rings, args);
-  // More than a third of a multiprocessor: it never takes two blocks of a launch that has one for
-  // each, nor three where there are two.
-  return std::max(rings + bytes, multiprocessor_bytes / 3);
-}
-
 template <class Kernel>
 void prepare(Kernel* kernel, size_t shared) {
   // All of the shared memory, so that no launch of a chain has to wait for another division of it.
@@ -195,25 +152,12 @@ struct RowLaunch {
   bool gated, norms;
 };
 
-void launch_tiles(const Context& context, const RowLaunch& how, const RowLinearsArgs& args) {
-  using T = __nv_bfloat16;
-  const unsigned threads = 32 + (args.shrink.tasks > 0 ? kRowLinearsThreads : kLinearsThreads);
-  const auto kernel =
-      how.gated
-          ? (how.norms ? linears_row<T, T, 2, true, true> : linears_row<T, T, 2, false, true>)
-          : (how.norms ? linears_row<T, T, 1, true, true> : linears_row<T, T, 1, false, true>);
-  prepare(kernel, how.shared);
-  launch_early(context, true, kernel, how.grid, threads, how.shared, args);
-  check_launch("linears of one row");
-}
-
 template <class T, class W>
 void launch(const Context& context, const RowLaunch& how, const RowLinearsArgs& args) {
   const unsigned threads = args.shrink.tasks > 0 ? kRowLinearsThreads : kLinearsThreads;
-  const auto kernel =
-      how.gated
-          ? (how.norms ? linears_row<T, W, 2, true, false> : linears_row<T, W, 2, false, false>)
-          : (how.norms ? linears_row<T, W, 1, true, false> : linears_row<T, W, 1, false, false>);
+  const auto kernel = how.gated
+                          ? (how.norms ? linears_row<T, W, 2, true> : linears_row<T, W, 2, false>)
+                          : (how.norms ? linears_row<T, W, 1, true> : linears_row<T, W, 1, false>);
   prepare(kernel, how.shared);
   launch_early(context, true, kernel, how.grid, threads, how.shared, args);
   check_launch("linears of one row");
@@ -285,16 +229,7 @@ bool linears_row(const Context& context, std::span<const LinearTerm> terms, Line
   how.grid = share_out(gated ? 1 : args.terms,
                        int64_t{context.multiprocessors} * (types.many ? 2 : 1), row);
   const auto multiprocessor_bytes = static_cast<int64_t>(context.shared_bytes) + 1024;
-  bool tiles = context.compute_capability >= 90 && weights == DType::bf16 &&
-               activations == DType::bf16 && args.in % kRunColumns == 0;
-  int64_t shared = 0;
-  if (tiles) {
-    shared = lay_out_tiles(types, multiprocessor_bytes, row);
-    tiles = shared > 0;
-  }
-  if (!tiles) {
-    shared = lay_out(types, multiprocessor_bytes, row);
-  }
+  const int64_t shared = lay_out(types, multiprocessor_bytes, row);
   how.shared = static_cast<size_t>(shared);
   // Blocks wait for what others post, so all of them must find a place at once.
   const int64_t resident = multiprocessor_bytes / (shared + kOtherSharedBytes);
@@ -309,9 +244,7 @@ bool linears_row(const Context& context, std::span<const LinearTerm> terms, Line
     row.gelu = ends.gated->activation == Activation::gelu_tanh;
     row.h = ends.gated->h.address();
   }
-  if (tiles) {
-    launch_tiles(context, how, row);
-  } else if (activations == DType::bf16) {
+  if (activations == DType::bf16) {
     launch_of_weights<__nv_bfloat16>(context, weights, how, row);
   } else {
     launch_of_weights<float>(context, weights, how, row);

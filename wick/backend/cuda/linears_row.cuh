@@ -7,8 +7,8 @@
 // that, not this kernel's own speed, hides the wait for the row. A gated pair takes two channels a
 // warp and writes act(g) u. A row that is a norm is normed by each block for itself.
 //
-// bf16 is multiplied by tensor cores (linears_row_tiles.cuh), from compute capability 9.0 on: there
-// a block takes more than a third of a multiprocessor, and fills its ring while one launch runs.
+// Rows of bf16 have programs instead, from compute capability 9.0 on (row_phase.cuh), unless they
+// have several adapters to choose from.
 //
 // The low-rank half has a warp of its own in each block (linears_shrink.cuh). The others leave what
 // they multiplied in shared memory and bring it together with s B^T at the end, so that no weight
@@ -17,12 +17,11 @@
 
 #include "wick/backend/cuda/linears_row_ends.cuh"
 #include "wick/backend/cuda/linears_row_norm.cuh"
-#include "wick/backend/cuda/linears_row_tiles.cuh"
 
 namespace wick::cuda {
 
 // What the warp after those that multiply does.
-template <class T, int CHANNELS, bool NORM, bool TILES>
+template <class T, int CHANNELS, bool NORM>
 __device__ __forceinline__ void shrink_and_gather(const RowLinearsArgs& args, int index,
                                                   unsigned char* shared) {
   const auto blocks = static_cast<int>(gridDim.x);
@@ -34,21 +33,14 @@ __device__ __forceinline__ void shrink_and_gather(const RowLinearsArgs& args, in
     piece = piece_of(args.linears, shrink, first);
     read_piece(piece, factors);
   }
-  const T* x;
-  float scale = 1.0F;
-  if constexpr (TILES) {
-    scale = await_tiles_row<NORM>(args, shared);
-    x = reinterpret_cast<const T*>(shared + args.x_at);
-  } else {
-    x = await_row<T, NORM>(args, 0, shared);
-  }
+  const T* x = await_row<T, NORM>(args, 0, shared);
   const uint32_t launch = shrink.mailbox.state->launch;
   for (int task = first; task < shrink.tasks; task += blocks) {
     if (task != first) {
       piece = piece_of(args.linears, shrink, task);
       read_piece(piece, factors);
     }
-    const float sum = scale * shrink_piece(x, piece, factors);
+    const float sum = shrink_piece(x, piece, factors);
     if ((threadIdx.x & 31) == 0) {
       post(shrink.mailbox.slots + task, sum, launch);
     }
@@ -61,11 +53,7 @@ __device__ __forceinline__ void shrink_and_gather(const RowLinearsArgs& args, in
                   first == args.linears.term[index].first_block, posted,
                   low + i * args.linears.width);
   }
-  if constexpr (TILES) {
-    meet_workers();
-  } else {
-    __syncthreads();
-  }
+  __syncthreads();
   leave_mailbox(shrink.mailbox, launch);
 }
 
@@ -127,8 +115,8 @@ __device__ __forceinline__ void multiply_and_store(const RowLinearsArgs& args, i
   end_rows<T, CHANNELS>(args, share, biases, shared);
 }
 
-// CHANNELS is 1, or 2 for a gated pair: channel n of terms 0 and 1. TILES: by tensor cores.
-template <class T, class W, int CHANNELS, bool NORM, bool TILES>
+// CHANNELS is 1, or 2 for a gated pair: channel n of terms 0 and 1.
+template <class T, class W, int CHANNELS, bool NORM>
 __global__ void __maxnreg__(kRowLinearsRegisters)
     linears_row(const __grid_constant__ RowLinearsArgs args) {
   extern __shared__ __align__(16) unsigned char memory[];
@@ -140,34 +128,13 @@ __global__ void __maxnreg__(kRowLinearsRegisters)
   let_next_start();
   float* norm_weight = reinterpret_cast<float*>(memory + args.norm_weight_at);
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  if constexpr (TILES) {
-    __shared__ TileRing ring;
-    const bool fetches = static_cast<int>(threadIdx.x) >= row_workers();
-    if (fetches) {
-      start_ring(ring, args.stages);
-    }
-    __syncthreads();
-    if (fetches) {
-      fetch_tiles<CHANNELS>(args, index, memory, ring);
-      return;
-    }
-    if constexpr (NORM) {
-      fetch_norm_weight<T>(args, row_workers(), norm_weight);
-    }
-    if (warp == kLinearsWarps) {
-      shrink_and_gather<T, CHANNELS, NORM, TILES>(args, index, memory);
-    } else {
-      multiply_tiles<CHANNELS, NORM>(args, index, memory, ring);
-    }
+  if constexpr (NORM) {
+    fetch_norm_weight<T>(args, static_cast<int>(blockDim.x), norm_weight);
+  }
+  if (warp == kLinearsWarps) {
+    shrink_and_gather<T, CHANNELS, NORM>(args, index, memory);
   } else {
-    if constexpr (NORM) {
-      fetch_norm_weight<T>(args, static_cast<int>(blockDim.x), norm_weight);
-    }
-    if (warp == kLinearsWarps) {
-      shrink_and_gather<T, CHANNELS, NORM, TILES>(args, index, memory);
-    } else {
-      multiply_and_store<T, W, CHANNELS, NORM>(args, index, memory);
-    }
+    multiply_and_store<T, W, CHANNELS, NORM>(args, index, memory);
   }
 }
 

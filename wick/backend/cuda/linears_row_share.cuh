@@ -26,10 +26,6 @@ struct RowLinearsArgs {
   int split;      // warps that share a channel
   int stages;     // of a ring
   int channel_bytes, stage_bytes;
-  // By tiles: channels of a tile (of a term), columns of a piece, pieces of a row, and from row to
-  // row in shared memory.
-  int tile_channels, columns, pieces, row_bytes;
-  int pace;  // clocks from row to row of the weights, while that of x is not there; 0: at once
   // Shared memory begins with the rings; the rest at these bytes.
   int x_at, norm_weight_at, ends_at, low_at, posted_at, parts_at;
   bool copies_x;

@@ -45,8 +45,8 @@ class Capture {
 
 }  // namespace
 
-GraphRecorder::GraphRecorder(const Context& context, int& living)
-    : context_(context), living_(living) {
+GraphRecorder::GraphRecorder(const Context& context, RowProgram& rows, int& living)
+    : context_(context), rows_(rows), living_(living) {
   ++living_;
 }
 
@@ -62,7 +62,7 @@ void GraphRecorder::run(uint64_t key, const std::function<void()>& work) {
   if (found == entries_.end()) {
     {
       const RecordedScope scope(*context_.memory, ScopeMode::running);
-      work();
+      run_work(work);
       context_.memory->keep_scope();
     }
     if (entries_.size() >= kMostEntries) {
@@ -81,11 +81,17 @@ void GraphRecorder::run(uint64_t key, const std::function<void()>& work) {
   context_.memory->note_replay(entry.peak_bytes);
 }
 
+void GraphRecorder::run_work(const std::function<void()>& work) {
+  const RowProgram::Waiting waiting(rows_);
+  work();
+  rows_.flush();
+}
+
 GraphRecorder::GraphExec GraphRecorder::capture(const std::function<void()>& work) {
   Capture capture(context_.stream);
   {
     const RecordedScope scope(*context_.memory, ScopeMode::capturing);
-    work();
+    run_work(work);
   }
   check_cuda(capture.end(), "capture");
   cudaGraphExec_t graph = nullptr;

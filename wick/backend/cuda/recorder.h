@@ -15,6 +15,7 @@
 
 #include "wick/backend/cuda/context.h"
 #include "wick/backend/cuda/memory.h"
+#include "wick/backend/cuda/row_program.h"
 #include "wick/core/backend.h"
 
 namespace wick::cuda {
@@ -23,7 +24,7 @@ namespace wick::cuda {
 class GraphRecorder final : public Recorder {
  public:
   // `living` counts the recorders of the back end.
-  GraphRecorder(const Context& context, int& living);
+  GraphRecorder(const Context& context, RowProgram& rows, int& living);
   ~GraphRecorder() override;
   GraphRecorder(const GraphRecorder&) = delete;
   GraphRecorder& operator=(const GraphRecorder&) = delete;
@@ -42,10 +43,12 @@ class GraphRecorder final : public Recorder {
     uint64_t last_used = 0;
   };
 
+  void run_work(const std::function<void()>& work);
   GraphExec capture(const std::function<void()>& work);
   void drop_oldest();
 
   const Context& context_;
+  RowProgram& rows_;
   int& living_;
   std::unordered_map<uint64_t, Entry> entries_;
   uint64_t runs_ = 0;

@@ -18,6 +18,19 @@ struct HeadShape {
   }
 };
 
+template <int kWide>
+__device__ __forceinline__ void turn_pairs(const float (&cosine)[kWide], const float (&sine)[kWide],
+                                           float sign, float (&first)[kWide],
+                                           float (&second)[kWide]) {
+#pragma unroll
+  for (int j = 0; j < kWide; ++j) {
+    const float x = first[j];
+    const float s = sign * sine[j];
+    first[j] = x * cosine[j] - second[j] * s;
+    second[j] = second[j] * cosine[j] + x * s;
+  }
+}
+
 // Run `run` of the head `from`; angles is the table's row of its position.
 template <int kWide, class T>
 __device__ __forceinline__ void rotate_run(const T* from, const float* angles, float sign,
@@ -37,13 +50,7 @@ __device__ __forceinline__ void rotate_run(const T* from, const float* angles, f
   load_run(from + half + i, second);
   load_run(angles + i, cosine);
   load_run(angles + half + i, sine);
-#pragma unroll
-  for (int j = 0; j < kWide; ++j) {
-    const float x = first[j];
-    const float s = sign * sine[j];
-    first[j] = x * cosine[j] - second[j] * s;
-    second[j] = second[j] * cosine[j] + x * s;
-  }
+  turn_pairs(cosine, sine, sign, first, second);
   store_run(first, to + i);
   store_run(second, to + half + i);
 }

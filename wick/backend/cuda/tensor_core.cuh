@@ -17,6 +17,20 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+__device__ __forceinline__ uint4 read_shared(uint32_t from) {
+  uint4 words;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "r"(from)
+               : "memory");
+  return words;
+}
+__device__ __forceinline__ void write_shared(uint32_t to, const uint4& words) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words.x), "r"(words.y),
+               "r"(words.z), "r"(words.w)
+               : "memory");
+}
+
 // Starts a copy of 16 bytes into shared memory; zeros, and no read, where not `valid`.
 __device__ __forceinline__ void copy16_async(uint32_t to, const void* from, bool valid) {
   const uint32_t bytes = valid ? 16 : 0;

@@ -1,0 +1,207 @@
+// Shares the work of a program out to its blocks, and their shared memory to its phases.
+#include <algorithm>
+
+#include "wick/backend/cuda/lora_adapters.cuh"
+#include "wick/backend/cuda/row_plan.h"
+#include "wick/backend/cuda/row_program_launch.h"
+
+namespace wick::cuda {
+namespace {
+
+constexpr int kShrinkColumns = 640;  // kPieceColumns of row_shrink.cuh
+// A tile that is no larger comes whole, others in pieces that are no larger than kPieceBytes.
+constexpr int64_t kWholeTileBytes = 32 * 1024;
+constexpr int64_t kPieceBytes = 20 * 1024;
+// Where a multiprocessor has no phase with this much of weights, a block leaves some of its memory
+// to the first cache.
+constexpr int64_t kManyBytes = 160 * 1024;
+constexpr int64_t kSharedBytesOfFew = 195 * 1024;
+constexpr int kLeastStages = 4;
+
+// Each term's blocks, all of them together, in proportion to its channels.
+void share_out(int blocks, LinearsPhase& phase) {
+  const int terms = phase.gated ? 1 : phase.terms;
+  int64_t pairs = 0;
+  for (int i = 0; i < terms; ++i) {
+    pairs += phase.term[i].channels / 2;
+  }
+  int64_t of_block = ceil_div(pairs, blocks);
+  const auto blocks_of = [&](const RowTerm& term) { return ceil_div(term.channels / 2, of_block); };
+  const auto needed = [&] {
+    int64_t sum = 0;
+    for (int i = 0; i < terms; ++i) {
+      sum += blocks_of(phase.term[i]);
+    }
+    return sum;
+  };
+  while (needed() > blocks && of_block < pairs) {
+    ++of_block;
+  }
+  int64_t spare = blocks - needed();
+  int first = 0;
+  int before = 0;
+  phase.channels = 0;
+  for (int i = 0; i < terms; ++i) {
+    RowTerm& term = phase.term[i];
+    const int64_t more = std::clamp<int64_t>(spare, 0, term.channels / 2 - blocks_of(term));
+    spare -= more;
+    term.first_block = first;
+    term.blocks = static_cast<int>(blocks_of(term) + more);
+    first += term.blocks;
+    term.pairs_of_block = term.channels / 2 / term.blocks;
+    term.spare_pairs = term.channels / 2 % term.blocks;
+    term.before = before;
+    before += term.channels;
+    phase.channels =
+        std::max(phase.channels, 2 * (term.pairs_of_block + (term.spare_pairs > 0 ? 1 : 0)));
+  }
+}
+
+int aligned(int bytes) {
+  return (bytes + 15) / 16 * 16;
+}
+
+// Of shared memory, for what ends the second channels of threads.
+int ends_bytes(const LinearsPhase& phase) {
+  const bool reads = std::ranges::any_of(
+      phase.term, [](const RowTerm& term) { return term.bias != nullptr || term.rank > 0; });
+  return !reads ? 0
+                : std::clamp(phase.channels - kEndRows, 0, kEndRows) * kEndThreads *
+                      static_cast<int>(sizeof(OutputEnd));
+}
+
+// Tiles, the low-rank tasks, and the phase's part of shared memory. Of that `ahead` is for rows and
+// ends of all phases: a thread that is ahead writes there while others still end the phase before.
+struct AheadBytes {
+  int x = 0, ends = 0;
+};
+void lay_out(const AheadBytes& ahead, float bytes_per_clock, LinearsPhase& phase) {
+  const int terms = phase.gated ? 2 : 1;
+  const int64_t least = ceil_div(phase.channels, kTileRows / terms);
+  const auto run_bytes_of = [&](int64_t tiles) {
+    return 2 * terms * ceil_div(phase.channels, tiles) * kRunColumns;
+  };
+  // Whole tiles in an even number, for the two groups of warps.
+  int64_t tiles = least + (least > 1 ? least % 2 : 0);
+  if (phase.in / kRunColumns * run_bytes_of(tiles) > kWholeTileBytes) {
+    tiles = least;
+  }
+  phase.tile_channels = static_cast<int>(ceil_div(phase.channels, tiles));
+  phase.tile_reciprocal = ((1 << 16) + phase.tile_channels - 1) / phase.tile_channels;
+  const int64_t run_bytes = run_bytes_of(tiles);
+  const int64_t all_runs = phase.in / kRunColumns;
+  phase.columns = phase.in;
+  if (all_runs * run_bytes > kWholeTileBytes) {
+    // Rows of an odd number of runs lie half of all banks apart.
+    int64_t runs = ceil_div(all_runs, ceil_div(all_runs * run_bytes, kPieceBytes)) | 1;
+    runs -= runs > 1 && runs * run_bytes > kPieceBytes ? 2 : 0;
+    phase.columns = static_cast<int>(runs * kRunColumns);
+  }
+  phase.pieces = static_cast<int>(ceil_div(phase.in, phase.columns));
+  phase.row_bytes = 2 * phase.columns;
+  phase.split = phase.pieces == 1 ? kGroupWarps : kProgramWarps;
+  // A little more than the memory gives: at less it stands idle, at much more all wait for it.
+  phase.pace = static_cast<int>(static_cast<float>(phase.row_bytes) / (1.1F * bytes_per_clock));
+  phase.shrink_pieces = static_cast<int>(ceil_div(phase.in, kShrinkColumns));
+  phase.tasks = 0;
+  phase.width = 0;
+  for (int i = 0; i < phase.terms; ++i) {
+    RowTerm& term = phase.term[i];
+    term.first_task = phase.tasks;
+    phase.tasks += term.rank * phase.shrink_pieces;
+    phase.width = std::max(phase.width, (term.rank + 15) / 16 * 16);
+  }
+  RowWork& work = phase.work;
+  work.x = 0;
+  work.ends = work.x + ahead.x;
+  work.low = work.ends + ahead.ends;
+  work.posted = work.low + aligned(4 * terms * phase.width);
+  work.parts = work.posted + aligned(4 * phase.width * phase.shrink_pieces);
+  work.end = work.parts + 4 * static_cast<int>(tiles) * kTileRows * phase.split;
+}
+
+int stage_bytes(const LinearsPhase& phase) {
+  return (phase.gated ? 2 : 1) * phase.tile_channels * phase.row_bytes;
+}
+
+}  // namespace
+
+std::optional<RowProgramPlan> plan_row(const Context& context, std::span<RowOperation> all) {
+  RowProgramPlan plan;
+  int64_t blocks = context.multiprocessors;
+  int key_heads = 1;
+  int head_width = 0;
+  AheadBytes ahead;
+  for (const RowOperation& operation : all) {
+    if (operation.phase.attends) {
+      key_heads = std::max(key_heads, operation.phase.attention.call.G);
+      if (head_width != 0 && head_width != operation.head_width) {
+        return std::nullopt;
+      }
+      head_width = operation.head_width;
+    } else {
+      blocks = std::min(blocks, operation.pairs);
+      ahead.x = std::max(ahead.x, aligned(2 * operation.phase.linears.in));
+    }
+  }
+  if (blocks < key_heads) {
+    return std::nullopt;
+  }
+  plan.blocks = static_cast<int>(blocks);
+  for (RowOperation& operation : all) {
+    if (!operation.phase.attends) {
+      LinearsPhase& phase = operation.phase.linears;
+      share_out(plan.blocks, phase);
+      const int bytes = ends_bytes(phase);
+      phase.keeps_ends = bytes > 0;
+      ahead.ends = std::max(ahead.ends, bytes);
+    }
+  }
+  int work = 0;
+  int row = 0;
+  int places = 0;  // of the ring, that the operations could use
+  auto shared_bytes = static_cast<int64_t>(context.shared_bytes);
+  const int64_t most_bytes = shared_bytes;
+  shared_bytes = std::min(shared_bytes, kSharedBytesOfFew);
+  for (RowOperation& operation : all) {
+    if (operation.phase.attends) {
+      AttentionPhase& phase = operation.phase.attention;
+      phase.most_blocks = std::min(phase.most_blocks, plan.blocks / phase.call.G);
+      work = std::max(
+          work, attention_work_bytes(head_width > 64, phase.writers, phase.call.H / phase.call.G));
+      continue;
+    }
+    LinearsPhase& phase = operation.phase.linears;
+    lay_out(ahead, context.memory_bytes_per_clock, phase);
+    if (operation.weight_bytes > kManyBytes * context.multiprocessors) {
+      shared_bytes = most_bytes;
+    }
+    if (phase.tasks > RowExchange::kSumWords || phase.channels > kMostBlockChannels - kTileRows) {
+      return std::nullopt;
+    }
+    work = std::max(work, phase.work.end);
+    row = std::max(row, phase.norms ? 2 * phase.in : 0);
+    plan.stage_bytes = std::max(plan.stage_bytes, stage_bytes(phase));
+    places += static_cast<int>(ceil_div(phase.channels, phase.tile_channels)) * phase.pieces;
+  }
+  const int64_t own = shared_bytes - row_shared_bytes() - aligned(row) - aligned(work);
+  plan.stage_bytes = ceil_div(plan.stage_bytes, 128) * 128;
+  if (plan.stage_bytes > 0) {
+    plan.stages =
+        static_cast<int>(std::min<int64_t>({kMostRowStages, places, own / plan.stage_bytes}));
+  }
+  // An even number: two pieces that go through a stage one after the other are then the same
+  // group's, or of two phases, so that nobody waits for a round of a stage before the one before
+  // has come, which the parity of its barrier would not tell from the round before that.
+  plan.stages -= plan.stages > 1 ? plan.stages % 2 : 0;
+  if (own < 0 || (places > 0 && plan.stages < std::min(kLeastStages, places / 2 * 2)) ||
+      (places > 1 && plan.stages < 2)) {
+    return std::nullopt;
+  }
+  plan.sum_at = plan.stages * plan.stage_bytes;
+  plan.work_at = plan.sum_at + aligned(row);
+  plan.shared_bytes = static_cast<size_t>(plan.work_at) + aligned(work);
+  return plan;
+}
+
+}  // namespace wick::cuda
