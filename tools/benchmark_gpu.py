@@ -26,7 +26,7 @@ MODELS = [
      "B sequences of T tokens (B = 1 where none is named); LoRA of rank r on all seven projections; forward, loss on every token, "
      "backward, clipping by the global norm, AdamW. No checkpointing. PyTorch: PEFT + transformers, attention by its sdpa."),
     ("decode", "Decoding with whole models",
-     "One sequence: a prompt, then greedy tokens one by one; the prompt is included. r: with a LoRA adapter, unmerged, on all "
+     "One sequence: a prompt, then greedy tokens one by one; the prompt is included, but in the last column. r: with a LoRA adapter, unmerged, on all "
      "seven projections. PyTorch: `generate` of transformers, timed over fewer tokens and set in proportion."),
 ]
 AGAINST_CPU = [("lora_delta:T=64,d=512,r=8", "LoRA forward"), ("lora_delta:T=64,d=1024,r=8", "LoRA forward"),
@@ -96,6 +96,11 @@ def gib_of(case, side):
     return "-" if peak is None else f"{peak / 2**30:.1f} GiB"
 
 
+def after_prompt_of(case):
+    seconds = case["results"]["wick"].get("extra", {}).get("seconds_after_prompt")
+    return speed_text(case, seconds) if seconds else "-"
+
+
 def model_section(record, kind, title, note):
     rows = []
     for case in cases_of(record, kind):
@@ -104,11 +109,11 @@ def model_section(record, kind, title, note):
         floor, binding = floor_of(case, record["machine"])
         rows.append([f"`{label_of(case)}`", *speeds, ratio_text(ratio(case, "torch")), duration(median(times["wick"])),
                      f"{duration(floor)} ({binding})", f"{100 * floor / median(times['wick']):.0f} %",
-                     gib_of(case, "wick"), gib_of(case, "torch")])
+                     gib_of(case, "wick"), gib_of(case, "torch"), *([after_prompt_of(case)] if kind == "decode" else [])])
     if not rows:
         return []
     header = ["case", "wick", "PyTorch", "time of wick / PyTorch", "wick's time", "floor", "floor / wick", "wick, peak memory",
-              "PyTorch, peak memory"]
+              "PyTorch, peak memory", *(["wick, after the prompt"] if kind == "decode" else [])]
     return [f"#### {title}", "", note, "", *table(header, rows)]
 
 
@@ -143,7 +148,8 @@ def gpu_part(record, cpu):
     """Lines about one card; `cpu` is the record of the CPU, or None."""
     machine = record["machine"]
     lines = ["### Configuration", "", f"{machine['detail']}; {machine['system']}. {versions_of(record)}. Ceilings, measured in the "
-             f"same run through wick's back end: {ceilings_text(machine)}.", "", "### Results", "",
+             f"same run through wick's back end: {ceilings_text(machine)}.", "", *([record["note"], ""] if "note" in record else []),
+             "### Results", "",
              f"In a graph: 100 repetitions in one CUDA graph that is replayed and awaited; the time is that of one repetition. "
              f"Awaited: one call from the host, and a synchronisation. {record['rounds']} turns of up to {record['samples']} samples "
              "a side; whole models one side after the other, since their memory would not hold both. Medians, minima in brackets; "

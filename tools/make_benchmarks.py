@@ -287,8 +287,8 @@ def benchmarks_page(records):
 
 
 def readme_gpu_table(record):
-    """Of one card; empty where the record is not of one."""
-    if not is_gpu(record):
+    """Of one card; empty where the record is not of one, or has a note, as those of an older tree have."""
+    if not is_gpu(record) or "note" in record:
         return []
     about = (f"{record['machine']['processor']}, beside PyTorch (whole models: PEFT + transformers). in=graph: the time of a call "
              "inside a replayed CUDA graph. In brackets time of wick / time of PyTorch.")
