@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -85,6 +86,28 @@ TEST(ThreadPool, TellsEachTaskWhichThreadRunsItAndWhetherForTheFirstTime) {
       });
     });
     EXPECT_EQ(std::accumulate(wrong.begin(), wrong.end(), 0), 0);
+  }
+}
+
+// Small closures of plain bytes are called as a copy, all others where they are.
+TEST(ThreadPool, CallsClosuresOfEveryKind) {
+  ThreadPool pool(3);
+  constexpr int64_t kTasks = 7;
+  for (int64_t round = 0; round < 2000; ++round) {
+    std::array<int64_t, kTasks> got{};
+    int64_t* to = got.data();
+    std::array<int64_t, 8> few{};
+    std::array<int64_t, 100> many{};
+    few.back() = round;
+    many.back() = round + 1;
+    const std::vector<int64_t> owned = {round + 2};
+    pool.run(kTasks, [few, to](int64_t i) { to[i] += few.back(); });
+    pool.run(kTasks, [many, to](int64_t i) { to[i] += many.back(); });
+    pool.run(kTasks, [owned, to](int64_t i) { to[i] += owned.back(); });
+    pool.run(kTasks, [&](int64_t i) { to[i] += i; });
+    for (int64_t i = 0; i < kTasks; ++i) {
+      ASSERT_EQ(got[i], 3 * round + 3 + i);
+    }
   }
 }
 

@@ -11,8 +11,10 @@
 #pragma once
 
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <type_traits>
 
 namespace wick {
 
@@ -26,15 +28,20 @@ struct TaskThread {
 };
 
 // Refers to what is called for each task, task(i) or task(i, thread), and does not own it: a run
-// costs no allocation.
+// costs no allocation. What is small and only bytes may be called as a copy of them.
 class TaskRef {
  public:
   using Call = void (*)(const void* body, int64_t i, TaskThread thread);
+  static constexpr size_t kMostAlignment = 64;  // of what is copied
 
   template <class Body>
   requires std::invocable<const Body&, int64_t> || std::invocable<const Body&, int64_t, TaskThread>
   TaskRef(const Body& body)  // NOLINT(google-explicit-constructor)
-      : body_(&body), call_([](const void* object, int64_t i, TaskThread thread) {
+      : body_(&body),
+        copied_bytes_(std::is_trivially_copyable_v<Body> && alignof(Body) <= kMostAlignment
+                          ? sizeof(Body)
+                          : 0),
+        call_([](const void* object, int64_t i, TaskThread thread) {
           const Body& typed = *static_cast<const Body*>(object);
           if constexpr (std::invocable<const Body&, int64_t, TaskThread>) {
             typed(i, thread);
@@ -46,10 +53,13 @@ class TaskRef {
 
   void operator()(int64_t i, TaskThread thread) const { call_(body_, i, thread); }
   const void* body() const { return body_; }
+  // Of the body, where a copy of its bytes serves as well; else 0.
+  size_t copied_bytes() const { return copied_bytes_; }
   Call call() const { return call_; }
 
  private:
   const void* body_;
+  size_t copied_bytes_ = 0;
   Call call_;
 };
 

@@ -23,9 +23,10 @@ namespace wick::cpu {
 HWY_EXPORT(Shrink);
 HWY_EXPORT(ShrinkTileRows);
 HWY_EXPORT(PanelColumns);
-HWY_EXPORT(PackPanelsOfColumns);
-HWY_EXPORT(PackPanelsOfRows);
+HWY_EXPORT(PackPanels);
 HWY_EXPORT(Expand);
+HWY_EXPORT(ExpandOnce);
+HWY_EXPORT(ExpandOnceRanks);
 HWY_EXPORT(ExpandOneRow);
 HWY_EXPORT(Collect);
 HWY_EXPORT(Transpose);
@@ -49,25 +50,6 @@ int64_t padded(int64_t n) {
   return ceil_div(n, width) * width;
 }
 
-enum class Stored { rank_first, rank_last };
-
-// w as [R, n] or as [n, R] into panels for Expand.
-void pack_panels(const float* w, Stored stored, int64_t n, int64_t R, float* panels) {
-  const int64_t width = HWY_DYNAMIC_DISPATCH(PanelColumns)();
-  for (int64_t first = 0; first < n; first += width) {
-    const int64_t columns = std::min(width, n - first);
-    float* panel = panels + first * R;
-    if (columns < width) {
-      std::fill_n(panel, width * R, 0.0F);
-    }
-    if (stored == Stored::rank_first) {
-      HWY_DYNAMIC_DISPATCH(PackPanelsOfColumns)(w, first, columns, n, R, panel);
-    } else {
-      HWY_DYNAMIC_DISPATCH(PackPanelsOfRows)(w, first, columns, R, panel);
-    }
-  }
-}
-
 // What a call writes beside s.
 struct Output {
   const Tensor& y;
@@ -86,33 +68,41 @@ void forward_of_rows(const Context& context, const Tensor& x, const LoraFactors&
   const float* x_data = x.data<float>();
   float* s_data = s.data<float>();
   float* y_data = output.y.data<float>();
-  const SkinnySize shrink{in, R, in, 1.0F};
-  const SkinnySize expand{out, R, R, adapter.scaling, output.accumulate};
+  const float scaling = adapter.scaling;
+  const bool accumulate = output.accumulate;
   constexpr int64_t kFewRows = 2;
   const bool packed = count > kFewRows;
   const int64_t rows_of_task = task_rows(context, count, R * (in + out));
-  const PackedByThread panels(context, ceil_div(count, rows_of_task), packed ? padded(out) * R : 0);
-  for_ranges(
-      context, count, rows_of_task, [=, &panels](int64_t begin, int64_t end, TaskThread thread) {
-        const int64_t first = index == nullptr ? begin : 0;
-        const int32_t* indices = index == nullptr ? nullptr : index + begin;
-        float* s_rows = s_data + first * s_stride;
-        float* y_rows = y_data + first * out;
-        SkinnyRows rows{indices, end - begin, in, s_stride};
-        HWY_DYNAMIC_DISPATCH(Shrink)(x_data + first * in, a, rows, shrink, s_rows);
-        rows.wide_stride = out;
-        if (packed) {
-          const float* b_panels =
-              panels.of(thread, [=](float* to) { pack_panels(b, Stored::rank_last, out, R, to); });
-          HWY_DYNAMIC_DISPATCH(Expand)(s_rows, b_panels, rows, expand, y_rows);
-          return;
-        }
-        for (int64_t i = 0; i < rows.count; ++i) {
-          const int64_t row = indices == nullptr ? i : indices[i];
-          HWY_DYNAMIC_DISPATCH(ExpandOneRow)
-          (s_rows + row * s_stride, b, expand, y_rows + row * out);
-        }
+  const int64_t tasks = ceil_div(count, rows_of_task);
+  const bool once = tasks <= context.pool.threads() && R <= HWY_DYNAMIC_DISPATCH(ExpandOnceRanks)();
+  const PackedByThread by_thread(context, tasks, packed && !once ? padded(out) * R : 0);
+  const PackedByThread::Places panels = by_thread.places();
+  for_ranges(context, count, rows_of_task, [=](int64_t begin, int64_t end, TaskThread thread) {
+    const int64_t first = index == nullptr ? begin : 0;
+    const int32_t* indices = index == nullptr ? nullptr : index + begin;
+    float* s_rows = s_data + first * s_stride;
+    float* y_rows = y_data + first * out;
+    SkinnyRows rows{indices, end - begin, in, s_stride};
+    HWY_DYNAMIC_DISPATCH(Shrink)(x_data + first * in, a, rows, {in, R, in, 1.0F}, s_rows);
+    rows.wide_stride = out;
+    const SkinnySize expand{out, R, R, scaling, accumulate};
+    if (packed && once) {
+      HWY_DYNAMIC_DISPATCH(ExpandOnce)(s_rows, b, Stored::rank_last, rows, expand, y_rows);
+      return;
+    }
+    if (packed) {
+      const float* b_panels = panels.of(thread, [=](float* to) {
+        HWY_DYNAMIC_DISPATCH(PackPanels)(b, Stored::rank_last, 0, out, expand, to);
       });
+      HWY_DYNAMIC_DISPATCH(Expand)(s_rows, b_panels, rows, expand, y_rows);
+      return;
+    }
+    for (int64_t i = 0; i < rows.count; ++i) {
+      const int64_t row = indices == nullptr ? i : indices[i];
+      HWY_DYNAMIC_DISPATCH(ExpandOneRow)
+      (s_rows + row * s_stride, b, expand, y_rows + row * out);
+    }
+  });
 }
 
 void forward(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
@@ -170,18 +160,16 @@ void lora_shrink(const float* x, int64_t rows, const LoraFactors& adapter, int64
 
 namespace {
 
+// Plain values, which each run's tasks take along.
 struct BackwardCall {
-  const Tensor &x, &s, &dy;
-  const LoraFactors& adapter;
-  const Tensor &ds, &da, &db, &dx;
+  int64_t T, in, out, R;
+  float scaling;
+  const float *x, *s, *dy, *a, *b;
+  float *ds, *da, *db, *dx;  // dx null: not wanted
 
-  int64_t T() const { return x.rows(); }
-  int64_t in() const { return x.columns(); }
-  int64_t out() const { return dy.columns(); }
-  int64_t R() const { return adapter.a.rows(); }
   // Of B transposed and of its gradient: a little longer than a row, so that the rows do not fall
   // into one set of the first cache.
-  int64_t stride() const { return out() + 16; }
+  int64_t stride() const { return out + 16; }
 };
 
 // What a thread reads of the adapter.
@@ -190,48 +178,48 @@ struct Factors {
   const float* a_panels;  // where the gradient of x is wanted
 };
 
-class PackedFactors {
- public:
-  PackedFactors(const Context& context, const BackwardCall& call, int64_t tasks)
-      : call_(call),
-        b_(context, tasks, call.R() * call.stride()),
-        a_(context, tasks, call.dx ? padded(call.in()) * call.R() : 0) {}
-
-  // To be called once a task.
-  Factors of(TaskThread thread) const {
-    const int64_t R = call_.R();
-    const LoraFactors& adapter = call_.adapter;
-    const float* b = b_.of(thread, [&](float* to) {
-      HWY_DYNAMIC_DISPATCH(Transpose)
-      (adapter.b.data<float>(), R, call_.out(), R, to, call_.stride());
-    });
-    if (!call_.dx) {
-      return {b, nullptr};
-    }
-    return {b, a_.of(thread, [&](float* to) {
-              pack_panels(adapter.a.data<float>(), Stored::rank_first, call_.in(), R, to);
-            })};
-  }
-
- private:
-  const BackwardCall& call_;
-  PackedByThread b_, a_;
+struct FactorPlaces {
+  PackedByThread::Places b, a;
 };
+
+struct PackedFactors {
+  PackedFactors(const Context& context, const BackwardCall& call, int64_t tasks)
+      : b(context, tasks, call.R * call.stride()),
+        a(context, tasks, call.dx != nullptr ? padded(call.in) * call.R : 0) {}
+
+  FactorPlaces places() const { return {b.places(), a.places()}; }
+
+  PackedByThread b, a;
+};
+
+// To be called once a task.
+Factors factors_of(const BackwardCall& call, const FactorPlaces& places, TaskThread thread) {
+  const float* b = places.b.of(thread, [&](float* to) {
+    HWY_DYNAMIC_DISPATCH(Transpose)(call.b, call.R, call.out, call.R, to, call.stride());
+  });
+  if (call.dx == nullptr) {
+    return {b, nullptr};
+  }
+  return {b, places.a.of(thread, [&](float* to) {
+            HWY_DYNAMIC_DISPATCH(PackPanels)
+            (call.a, Stored::rank_first, 0, call.in, {call.in, call.R, call.in, 1.0F}, to);
+          })};
+}
 
 // ds = scaling dy B, and dx += ds A, of rows [begin, end).
 void backward_of_rows(const BackwardCall& call, const Factors& factors, int64_t begin,
                       int64_t end) {
-  const int64_t R = call.R();
-  SkinnyRows rows{nullptr, end - begin, call.out(), R};
-  float* ds_rows = call.ds.data<float>() + begin * R;
+  const int64_t R = call.R;
+  SkinnyRows rows{nullptr, end - begin, call.out, R};
+  float* ds_rows = call.ds + begin * R;
   HWY_DYNAMIC_DISPATCH(Shrink)
-  (call.dy.data<float>() + begin * call.out(), factors.b_transposed, rows,
-   {call.out(), R, call.stride(), call.adapter.scaling}, ds_rows);
-  if (call.dx) {
-    const int64_t in = call.in();
+  (call.dy + begin * call.out, factors.b_transposed, rows,
+   {call.out, R, call.stride(), call.scaling}, ds_rows);
+  if (call.dx != nullptr) {
+    const int64_t in = call.in;
     rows.wide_stride = in;
     HWY_DYNAMIC_DISPATCH(Expand)
-    (ds_rows, factors.a_panels, rows, {in, R, in, 1.0F}, call.dx.data<float>() + begin * in);
+    (ds_rows, factors.a_panels, rows, {in, R, in, 1.0F}, call.dx + begin * in);
   }
 }
 
@@ -239,62 +227,63 @@ void backward_of_rows(const BackwardCall& call, const Factors& factors, int64_t 
 template <class Change>
 void change_db(const BackwardCall& call, int64_t begin, int64_t end, float* sums,
                const Change& change) {
-  const int64_t R = call.R();
-  float* db = call.db.data<float>() + begin * R;
+  const int64_t R = call.R;
+  float* db = call.db + begin * R;
   HWY_DYNAMIC_DISPATCH(Transpose)(db, R, end - begin, R, sums + begin, call.stride());
   change();
   HWY_DYNAMIC_DISPATCH(Transpose)(sums + begin, call.stride(), R, end - begin, db, R);
 }
 
-// Calls of_a(begin, end) and of_b(begin, end) for the columns of A and of B, in one run.
+// Calls of_a(call, begin, end) and of_b(call, begin, end) for the columns of A and of B, in one
+// run.
 template <class OfA, class OfB>
 void for_columns(const Context& context, const BackwardCall& call, int64_t columns, const OfA& of_a,
                  const OfB& of_b) {
-  const int64_t a_tasks = ceil_div(call.in(), columns);
-  context.pool.run(a_tasks + ceil_div(call.out(), columns), [&](int64_t task) {
+  const int64_t a_tasks = ceil_div(call.in, columns);
+  context.pool.run(a_tasks + ceil_div(call.out, columns), [=](int64_t task) {
     const bool first = task < a_tasks;
     const int64_t begin = (first ? task : task - a_tasks) * columns;
     if (first) {
-      of_a(begin, std::min(call.in(), begin + columns));
+      of_a(call, begin, std::min(call.in, begin + columns));
     } else {
-      of_b(begin, std::min(call.out(), begin + columns));
+      of_b(call, begin, std::min(call.out, begin + columns));
     }
   });
 }
 
 // da, of columns [begin, end).
 void collect_a(const BackwardCall& call, int64_t begin, int64_t end) {
-  const int64_t in = call.in();
+  const int64_t in = call.in;
   HWY_DYNAMIC_DISPATCH(Collect)
-  (call.ds.data<float>(), call.x.data<float>(), {nullptr, call.T(), in, call.R()},
-   {in, call.R(), in, 1.0F}, begin, end, call.da.data<float>());
+  (call.ds, call.x, {nullptr, call.T, in, call.R}, {in, call.R, in, 1.0F}, begin, end, call.da);
 }
 
 // Of little work or many ranks: first all rows, then the gradients of A and B by columns.
 void backward_by_columns(const Context& context, const BackwardCall& call) {
-  const int64_t T = call.T();
-  const int64_t in = call.in();
-  const int64_t out = call.out();
-  const int64_t R = call.R();
+  const int64_t T = call.T;
+  const int64_t in = call.in;
+  const int64_t out = call.out;
+  const int64_t R = call.R;
   const int64_t rows_of_task = task_rows(context, T, R * (in + out));
-  const PackedFactors factors(context, call, ceil_div(T, rows_of_task));
-  for_ranges(context, T, rows_of_task, [&](int64_t begin, int64_t end, TaskThread thread) {
-    backward_of_rows(call, factors.of(thread), begin, end);
+  const PackedFactors packed(context, call, ceil_div(T, rows_of_task));
+  const FactorPlaces places = packed.places();
+  for_ranges(context, T, rows_of_task, [=](int64_t begin, int64_t end, TaskThread thread) {
+    backward_of_rows(call, factors_of(call, places, thread), begin, end);
   });
-  const Scratch sums(context.scratch, R * call.stride());
-  const auto of_a = [&](int64_t begin, int64_t end) { collect_a(call, begin, end); };
-  const auto of_b = [&](int64_t begin, int64_t end) {
-    change_db(call, begin, end, sums.data(), [&] {
+  const Scratch db_sums(context.scratch, R * call.stride());
+  float* sums = db_sums.data();
+  const auto of_b = [sums](const BackwardCall& of, int64_t begin, int64_t end) {
+    change_db(of, begin, end, sums, [&] {
       HWY_DYNAMIC_DISPATCH(Collect)
-      (call.s.data<float>(), call.dy.data<float>(), {nullptr, T, out, R},
-       {out, R, call.stride(), call.adapter.scaling}, begin, end, sums.data());
+      (of.s, of.dy, {nullptr, of.T, of.out, of.R}, {of.out, of.R, of.stride(), of.scaling}, begin,
+       end, sums);
     });
   };
   if (T * R * (in + out) < kSerialProducts) {
-    of_a(0, in);
-    of_b(0, out);
+    collect_a(call, 0, in);
+    of_b(call, 0, out);
   } else {
-    for_columns(context, call, 192, of_a, of_b);
+    for_columns(context, call, 192, collect_a, of_b);
   }
 }
 
@@ -308,8 +297,8 @@ struct Blocks {
 // A row of dy that another core has written is dear to read, and to write again afterwards; one of
 // x, which all read, is not. So where there are few rows, the gradient of A is by columns.
 Blocks blocks_of(const BackwardCall& call) {
-  const int64_t T = call.T();
-  const int64_t R = call.R();
+  const int64_t T = call.T;
+  const int64_t R = call.R;
   const auto rows_of = [&](int64_t blocks) { return ceil_div(ceil_div(T, blocks), 4) * 4; };
   constexpr int64_t kMostBlocks = 16;
   const int64_t many = std::min(T / std::max<int64_t>(64, 3 * R), kMostBlocks);
@@ -317,7 +306,7 @@ Blocks blocks_of(const BackwardCall& call) {
     return {rows_of(many), true};
   }
   const int64_t few = T < 128 ? 2 : 4;
-  const bool worth_it = T * R * (call.in() + call.out()) >= kSerialProducts && T >= 2 * R * few;
+  const bool worth_it = T * R * (call.in + call.out) >= kSerialProducts && T >= 2 * R * few;
   return {worth_it ? rows_of(few) : 0, false};
 }
 
@@ -326,52 +315,54 @@ void backward_by_rows(const Context& context, const BackwardCall& call, const Bl
   constexpr int64_t kMostRows = 32;  // at a time
   const int64_t parts = ceil_div(by.rows, kMostRows);
   const int64_t rows = ceil_div(ceil_div(by.rows, parts), 4) * 4;  // whole tiles of Shrink
-  const int64_t in = call.in();
-  const int64_t out = call.out();
-  const int64_t R = call.R();
-  const int64_t blocks = ceil_div(call.T(), by.rows);
+  const int64_t in = call.in;
+  const int64_t out = call.out;
+  const int64_t R = call.R;
+  const int64_t blocks = ceil_div(call.T, by.rows);
   const int64_t stride = call.stride();
   const int64_t values_of_a = by.of_a ? R * in : 0;
   const int64_t sums_of_block = values_of_a + R * stride;  // da, then db transposed
-  const Scratch sums(context.scratch, blocks * sums_of_block);
-  const PackedFactors factors(context, call, blocks);
-  for_ranges(context, call.T(), by.rows, [&](int64_t first, int64_t last, TaskThread thread) {
-    float* a_sums = sums.data() + first / by.rows * sums_of_block;
+  const Scratch sums_of_blocks(context.scratch, blocks * sums_of_block);
+  float* sums = sums_of_blocks.data();
+  const PackedFactors packed(context, call, blocks);
+  const FactorPlaces places = packed.places();
+  for_ranges(context, call.T, by.rows, [=](int64_t first, int64_t last, TaskThread thread) {
+    float* a_sums = sums + first / by.rows * sums_of_block;
     float* b_sums = a_sums + values_of_a;
-    const Factors packed = factors.of(thread);
+    const Factors own = factors_of(call, places, thread);
     for (int64_t begin = first; begin < last; begin += rows) {
       const int64_t end = std::min(last, begin + rows);
-      backward_of_rows(call, packed, begin, end);
+      backward_of_rows(call, own, begin, end);
       const bool more = begin > first;
       if (by.of_a) {
         HWY_DYNAMIC_DISPATCH(Collect)
-        (call.ds.data<float>() + begin * R, call.x.data<float>() + begin * in,
-         {nullptr, end - begin, in, R}, {in, R, in, 1.0F, more}, 0, in, a_sums);
+        (call.ds + begin * R, call.x + begin * in, {nullptr, end - begin, in, R},
+         {in, R, in, 1.0F, more}, 0, in, a_sums);
       }
       HWY_DYNAMIC_DISPATCH(Collect)
-      (call.s.data<float>() + begin * R, call.dy.data<float>() + begin * out,
-       {nullptr, end - begin, out, R}, {out, R, stride, call.adapter.scaling, more}, 0, out,
-       b_sums);
+      (call.s + begin * R, call.dy + begin * out, {nullptr, end - begin, out, R},
+       {out, R, stride, call.scaling, more}, 0, out, b_sums);
     }
   });
-  const Scratch db_sums(context.scratch, R * stride);
-  const auto add_all = [&](const float* from, int64_t row, int64_t begin, int64_t end, float* to) {
+  const Scratch all_sums_of_b(context.scratch, R * stride);
+  float* db_sums = all_sums_of_b.data();
+  const auto add_all = [=](const float* from, int64_t row, int64_t begin, int64_t end, float* to) {
     for (int64_t r = 0; r < R; ++r) {
       add_rows(from + r * row + begin, sums_of_block, blocks, end - begin, to + r * row + begin);
     }
   };
   for_columns(
       context, call, 192,
-      [&](int64_t begin, int64_t end) {
-        if (by.of_a) {
-          add_all(sums.data(), in, begin, end, call.da.data<float>());
+      [=](const BackwardCall& of, int64_t begin, int64_t end) {
+        if (values_of_a > 0) {
+          add_all(sums, in, begin, end, of.da);
         } else {
-          collect_a(call, begin, end);
+          collect_a(of, begin, end);
         }
       },
-      [&](int64_t begin, int64_t end) {
-        change_db(call, begin, end, db_sums.data(),
-                  [&] { add_all(sums.data() + values_of_a, stride, begin, end, db_sums.data()); });
+      [=](const BackwardCall& of, int64_t begin, int64_t end) {
+        change_db(of, begin, end, db_sums,
+                  [&] { add_all(sums + values_of_a, stride, begin, end, db_sums); });
       });
 }
 
@@ -380,7 +371,22 @@ void backward_by_rows(const Context& context, const BackwardCall& call, const Bl
 void lora_backward(const Context& context, const Tensor& x, const Tensor& s, const Tensor& dy,
                    const LoraFactors& adapter, const Tensor& ds, const Tensor& da, const Tensor& db,
                    const Tensor& dx) {
-  const BackwardCall call{x, s, dy, adapter, ds, da, db, dx};
+  const BackwardCall call{
+      .T = x.rows(),
+      .in = x.columns(),
+      .out = dy.columns(),
+      .R = adapter.a.rows(),
+      .scaling = adapter.scaling,
+      .x = x.data<float>(),
+      .s = s.data<float>(),
+      .dy = dy.data<float>(),
+      .a = adapter.a.data<float>(),
+      .b = adapter.b.data<float>(),
+      .ds = ds.data<float>(),
+      .da = da.data<float>(),
+      .db = db.data<float>(),
+      .dx = dx ? dx.data<float>() : nullptr,
+  };
   const Blocks blocks = blocks_of(call);
   if (blocks.rows > 0) {
     backward_by_rows(context, call, blocks);

@@ -12,52 +12,23 @@
 
 #include <hwy/highway.h>
 
-#include <type_traits>
-
+#include "wick/backend/cpu/lora_expand_inl.h"
 #include "wick/backend/cpu/simd_inl.h"
-
-#ifndef WICK_BACKEND_CPU_LORA_SHARED_
-#define WICK_BACKEND_CPU_LORA_SHARED_
-namespace wick::cpu {
-
-// Rows of two matrices that belong together: row i of a call is row index[i], or row i if null.
-struct SkinnyRows {
-  const int32_t* index;
-  int64_t count;
-  int64_t wide_stride, narrow_stride;  // of the n-wide and of the r-wide matrix
-};
-
-struct SkinnySize {
-  int64_t n, R;
-  int64_t stride;  // of the rows of w or of g
-  float scale;
-  bool accumulate = true;  // Expand and Collect: y += instead of y =
-};
-
-}  // namespace wick::cpu
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace wick::cpu::HWY_NAMESPACE {
 
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SCALAR  // 16 registers
 constexpr int64_t kShrinkRows = 3;
-constexpr int64_t kExpandVectors = 2;
 constexpr int64_t kCollectRanks = 4;
 #else  // 32 registers
 // No more rows and ranks than a set of the first cache has ways: where the width is a power of two,
 // all of them lie in one set.
 constexpr int64_t kShrinkRows = 4;
-constexpr int64_t kExpandVectors = 4;
 constexpr int64_t kCollectRanks = 8;
 #endif
 constexpr int64_t kShrinkRanks = 4;
-constexpr int64_t kExpandRows = 6;
 constexpr int64_t kCollectVectors = 3;
-
-HWY_INLINE int64_t row_at(const SkinnyRows& rows, int64_t i) {
-  return rows.index == nullptr ? i : rows.index[i];
-}
 
 template <int64_t kRows, int64_t kRanks>
 HWY_INLINE void shrink_tile(const float* const* x, const float* w, const SkinnySize& size,
@@ -191,102 +162,6 @@ void Shrink(const float* x, const float* w, const SkinnyRows& rows, const Skinny
 
 int64_t ShrinkTileRows() {
   return kShrinkRows;
-}
-
-// Panels of as many columns as a tile of Expand has: [panel][r][column], the last one padded.
-int64_t PanelColumns() {
-  return kExpandVectors * static_cast<int64_t>(hn::Lanes(DF()));
-}
-
-void PackPanelsOfColumns(const float* w, int64_t first, int64_t columns, int64_t n, int64_t R,
-                         float* panel) {  // w [R, n]
-  for (int64_t r = 0; r < R; ++r) {
-    const float* row = w + r * n + first;
-    for (int64_t i = 0; i < columns; ++i) {
-      panel[r * PanelColumns() + i] = row[i];
-    }
-  }
-}
-
-void PackPanelsOfRows(const float* w, int64_t first, int64_t columns, int64_t R,
-                      float* panel) {  // w [n, R]
-  transpose(w + first * R, R, columns, R, panel, PanelColumns());
-}
-
-template <int64_t kRows>
-HWY_INLINE void expand_tile(const float* const* s, const float* panel, const SkinnySize& size,
-                            int64_t columns, float* const* y) {
-  const DF d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  VF sum[kRows][kExpandVectors];
-  WICK_UNROLL for (int64_t i = 0; i < kRows; ++i) {
-    WICK_UNROLL for (int64_t j = 0; j < kExpandVectors; ++j) {
-      sum[i][j] = hn::Zero(d);
-    }
-  }
-  for (int64_t r = 0; r < size.R; ++r) {
-    VF right[kExpandVectors];
-    WICK_UNROLL for (int64_t j = 0; j < kExpandVectors; ++j) {
-      right[j] = hn::LoadU(d, panel + (r * kExpandVectors + j) * lanes);
-    }
-    WICK_UNROLL for (int64_t i = 0; i < kRows; ++i) {
-      const VF left = hn::Set(d, s[i][r]);
-      WICK_UNROLL for (int64_t j = 0; j < kExpandVectors; ++j) {
-        sum[i][j] = hn::MulAdd(left, right[j], sum[i][j]);
-      }
-    }
-  }
-  const VF scale = hn::Set(d, size.scale);
-  WICK_UNROLL for (int64_t i = 0; i < kRows; ++i) {
-    WICK_UNROLL for (int64_t j = 0; j < kExpandVectors; ++j) {
-      float* to = y[i] + j * lanes;
-      const int64_t left = columns - j * lanes;
-      if (left >= lanes) {
-        const VF before = size.accumulate ? hn::LoadU(d, to) : hn::Zero(d);
-        hn::StoreU(hn::MulAdd(scale, sum[i][j], before), d, to);
-      } else if (left > 0) {
-        const VF before = size.accumulate ? load_part(d, to, left) : hn::Zero(d);
-        store_part(d, hn::MulAdd(scale, sum[i][j], before), to, left);
-      }
-    }
-  }
-}
-
-// So many panels at a time that they stay in the first cache, along the rows: the processor then
-// sees the next columns coming, and not the rows after the last, which may be another core's.
-void Expand(const float* s, const float* panels, const SkinnyRows& rows, const SkinnySize& size,
-            float* y) {
-  constexpr int64_t kCached = 4096;  // floats: half of the first cache
-  const int64_t width = PanelColumns();
-  const int64_t step = width * HWY_MAX(int64_t{1}, kCached / (width * HWY_MAX(int64_t{1}, size.R)));
-  const float* from[kExpandRows];
-  float* to[kExpandRows];
-  for (int64_t begin = 0; begin < size.n; begin += step) {
-    const int64_t end = HWY_MIN(begin + step, size.n);
-    const auto tiles_of_rows = [&](int64_t first, auto count) HWY_ATTR {
-      for (int64_t i = 0; i < decltype(count)::value; ++i) {
-        from[i] = s + row_at(rows, first + i) * rows.narrow_stride;
-        to[i] = y + row_at(rows, first + i) * rows.wide_stride + begin;
-      }
-      for (int64_t n = begin; n < end; n += width) {
-        const int64_t columns = HWY_MIN(width, end - n);
-        expand_tile<decltype(count)::value>(from, panels + n * size.R, size, columns, to);
-        for (int64_t i = 0; i < decltype(count)::value; ++i) {
-          to[i] += width;
-        }
-      }
-    };
-    int64_t t = 0;
-    for (; t + kExpandRows <= rows.count; t += kExpandRows) {
-      tiles_of_rows(t, std::integral_constant<int64_t, kExpandRows>());
-    }
-    for (; t + 2 <= rows.count; t += 2) {
-      tiles_of_rows(t, std::integral_constant<int64_t, 2>());
-    }
-    if (t < rows.count) {
-      tiles_of_rows(t, std::integral_constant<int64_t, 1>());
-    }
-  }
 }
 
 // One row, with w [n, R] as it is stored: packing would cost more than the product.

@@ -130,7 +130,8 @@ void multiply_packed(const Context& context, const Tensor& a, const Tensor& b,
     const int64_t row_tasks = ceil_div(rows, cut.rows);
     const int64_t tasks = row_tasks * ceil_div(N, cut.columns);
     const int64_t width = HWY_DYNAMIC_DISPATCH(TileColumns)();
-    const PackedByThread own_left(context, tasks, own ? row_floats * rows : 0);
+    const PackedByThread own_packed(context, tasks, own ? row_floats * rows : 0);
+    const PackedByThread::Places own_left = own_packed.places();
     const auto pack_own = [&](float* to) {
       pack_left(a, args.form, sizes, left_rows, 0, rows, to);
     };
