@@ -135,14 +135,29 @@ def request_of(case, arguments):
             "settle_s": SETTLE_SECONDS}
 
 
+def add_round(case, turn, active, results, arguments):
+    """Samples of each side, the order of the sides rotating."""
+    for side in active[turn % len(active):] + active[:turn % len(active)]:
+        add_samples(case, side, results, arguments)
+
+
 def take_turns(case, active, arguments):
-    """Rounds of samples, the order of the sides rotating; returns side -> result."""
-    rounds = arguments.rounds if not case["heavy"] else arguments.heavy_rounds
+    """Rounds of samples; returns side -> result."""
     results = {}
-    for turn in range(rounds):
-        for side in active[turn % len(active):] + active[:turn % len(active)]:
-            add_samples(case, side, results, arguments)
+    for turn in range(arguments.heavy_rounds if case["heavy"] else arguments.rounds):
+        add_round(case, turn, active, results, arguments)
     return results
+
+
+def go_through(cases, active, arguments):
+    """Rounds of samples of all cases, so that a phase of some seconds in which the host is slow meets a part of each case's
+    samples, and not all of one's; yields the results of each case."""
+    results = [{} for _ in cases]
+    for turn in range(arguments.rounds):
+        tell(f"round {turn + 1} of {arguments.rounds} of the small cases")
+        for case, of_case in zip(cases, results):
+            add_round(case, turn, active, of_case, arguments)
+    yield from results
 
 
 def add_samples(case, side, results, arguments):
@@ -191,12 +206,15 @@ def compare(cases, arguments, record):
     for group in ([light] if light else []) + [[case] for case in heavy]:
         alone = group[0]["heavy"] if on_gpu else group[0]["flops"] > HUGE_FLOPS
         active = [] if alone else started(sides, record)
+        gone_through = go_through(group, active, arguments) if not on_gpu and not group[0]["heavy"] else None
         for case in group:
             if time.time() - begin > arguments.deadline:
                 tell(f"no time left for {case['name']}")
                 continue
             if alone:
                 results = one_after_another(case, sides, arguments, record)
+            elif gone_through:
+                results = next(gone_through)
             else:
                 if on_gpu:
                     started([side for side in active if not side.running()], record)

@@ -244,7 +244,9 @@ is typed by hand, and a test checks that page, charts and samples agree.
 - Completed work only: a sample is one call whose result is there when the clock stops (MLX: `mx.eval` every call).
 - Both sides do the same operation on the same shapes in the same run, in the same number type unless the case says otherwise. Each
   side is a process that waits while the others work; for every case the sides take turns, in an order that rotates, so that a
-  change in the machine's load meets all of them. Models that take minutes a call are the exception: one side after the other.
+  change in the machine's load meets all of them. On the CPU a round goes through all small cases before the next one begins, so that
+  some slow seconds of the host meet a part of many cases' samples, and not all of one's. Models that take minutes a call are the
+  exception: one side after the other.
 - Three calls of a small case, or one of a whole model, come before the samples and are not counted{settled}.
 - wick proves the result of each small case against a scalar reference in double precision before it is timed; whole models are
   proved by the test suite against PyTorch.
