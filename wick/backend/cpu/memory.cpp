@@ -106,9 +106,10 @@ void* BlockCache::from_system(size_t bytes) {
           mib(bytes), mib(available), mib(use_.in_use_bytes));
   }
   const size_t alignment = alignment_of(bytes);
-  void* address = std::aligned_alloc(alignment, bytes);
-  check(address != nullptr, "out of memory: {:.1f} MiB asked for, {:.1f} MiB in use by tensors",
-        mib(bytes), mib(use_.in_use_bytes));
+  void* address = nullptr;  // aligned_alloc would want whole multiples of the alignment
+  check(posix_memalign(&address, alignment, bytes) == 0,
+        "out of memory: {:.1f} MiB asked for, {:.1f} MiB in use by tensors", mib(bytes),
+        mib(use_.in_use_bytes));
 #ifdef MADV_HUGEPAGE
   if (alignment == kHugePage) {
     ::madvise(address, bytes, MADV_HUGEPAGE);  // only advice: fewer faults and TLB misses
