@@ -2,8 +2,10 @@
 #include "wick/backend/cuda/linears_row.cuh"
 
 #include <algorithm>
+#include <array>
 
 #include "wick/backend/cuda/linears_row.h"
+#include "wick/backend/cuda/share_blocks.h"
 
 namespace wick::cuda {
 namespace {
@@ -32,31 +34,19 @@ int split_of(int64_t in, int channels) {
 // Each term's blocks, `most` in all where there are channels enough, and no more; returns their
 // number. A multiprocessor that has no block of a launch would take two of the next.
 unsigned share_out(int terms, int64_t most, RowLinearsArgs& args) {
-  int64_t channels = 0;
+  std::array<int64_t, kLinearsTerms> channels{};
+  std::array<int64_t, kLinearsTerms> blocks{};
   for (int i = 0; i < terms; ++i) {
-    channels += args.linears.term[i].channels;
+    channels[i] = args.linears.term[i].channels;
   }
-  int64_t of_block = ceil_div(channels, most);
-  const auto blocks_of = [&](const TermView& term) { return ceil_div(term.channels, of_block); };
-  const auto blocks = [&] {
-    int64_t sum = 0;
-    for (int i = 0; i < terms; ++i) {
-      sum += blocks_of(args.linears.term[i]);
-    }
-    return sum;
-  };
-  while (blocks() > most && of_block < channels) {
-    ++of_block;
-  }
-  int64_t spare = std::min(most, channels) - blocks();
+  const auto count = static_cast<size_t>(terms);
+  share_blocks(std::span(channels).first(count), most, std::span(blocks).first(count));
   int first = 0;
   args.channels = 0;
   for (int i = 0; i < terms; ++i) {
     TermView& term = args.linears.term[i];
-    const int64_t more = std::clamp<int64_t>(spare, 0, term.channels - blocks_of(term));
-    spare -= more;
     term.first_block = first;
-    term.blocks = static_cast<int>(blocks_of(term) + more);
+    term.blocks = static_cast<int>(blocks[i]);
     first += term.blocks;
     args.channels = std::max(args.channels,
                              static_cast<int>(ceil_div(term.channels, std::max(term.blocks, 1))));

@@ -28,7 +28,7 @@ __device__ __forceinline__ void shrink_and_gather(const RowLinearsArgs& args, in
   const auto first = static_cast<int>(blockIdx.x);
   const ShrinkTasks& shrink = args.shrink;
   float4 factors[kPieceLoads];
-  ShrinkPiece piece;
+  RankPiece piece;
   if (first < shrink.tasks) {
     piece = piece_of(args.linears, shrink, first);
     read_piece(piece, factors);
@@ -42,7 +42,7 @@ __device__ __forceinline__ void shrink_and_gather(const RowLinearsArgs& args, in
     }
     const float sum = shrink_piece(x, piece, factors);
     if ((threadIdx.x & 31) == 0) {
-      post(shrink.mailbox.slots + task, sum, launch);
+      post_word(shrink.mailbox.slots + task, __float_as_uint(sum), launch);
     }
   }
   float* low = reinterpret_cast<float*>(shared + args.low_at);
@@ -129,7 +129,7 @@ __global__ void __maxnreg__(kRowLinearsRegisters)
   float* norm_weight = reinterpret_cast<float*>(memory + args.norm_weight_at);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   if constexpr (NORM) {
-    fetch_norm_weight<T>(args, static_cast<int>(blockDim.x), norm_weight);
+    fetch_norm_weight<T>(args, norm_weight);
   }
   if (warp == kLinearsWarps) {
     shrink_and_gather<T, CHANNELS, NORM>(args, index, memory);

@@ -8,9 +8,9 @@ namespace wick::cuda {
 
 // Starts the copy of the norm's weights, each thread of those that it will use: a group of copies.
 template <class T>
-__device__ __forceinline__ void fetch_norm_weight(const RowLinearsArgs& args, int threads,
-                                                  float* weight) {
-  for (int c = 8 * static_cast<int>(threadIdx.x); c < args.linears.in; c += 8 * threads) {
+__device__ __forceinline__ void fetch_norm_weight(const RowLinearsArgs& args, float* weight) {
+  const int stride = 8 * static_cast<int>(blockDim.x);
+  for (int c = 8 * static_cast<int>(threadIdx.x); c < args.linears.in; c += stride) {
     copy16_async(shared_address(weight + c), args.norm.weight + c, true);
     copy16_async(shared_address(weight + c + 4), args.norm.weight + c + 4, true);
   }

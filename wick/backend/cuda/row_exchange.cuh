@@ -1,48 +1,18 @@
 // Programs of one row: how blocks hand values to each other without waiting for each other.
 //
-// A word of eight bytes has a value and the tag of its phase, and is written and read at once: who
-// finds the tag has the value, with one trip through memory, where a barrier and a reading after it
-// would take three (NCCL's LL protocol does the same). Rows are posted as pairs of bf16.
+// A word has a value and the tag of its phase (rank_pieces.cuh): who finds the tag has the value,
+// with one trip through memory, where a barrier and a reading after it would take three (NCCL's LL
+// protocol does the same). Rows are posted as pairs of bf16.
 //
 // Words of phase p are written again in phase p + 3. A block that posts then has what it needs of
 // p + 2. Attention needs a head's alone, from some blocks, but each of those has posted with all of
 // p + 1 before it, so every block has posted in p + 1 and has read what it needed of p.
 #pragma once
 
+#include "wick/backend/cuda/rank_pieces.cuh"
 #include "wick/backend/cuda/row_phase.cuh"
 
 namespace wick::cuda {
-
-__device__ __forceinline__ void post_word(uint64_t* to, uint32_t value, uint32_t tag) {
-  const uint64_t word = uint64_t{tag} << 32 | value;
-  asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
-}
-
-__device__ __forceinline__ uint64_t look_at_word(const uint64_t* from) {
-  uint64_t word;
-  asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
-  return word;
-}
-
-// COUNT words, once all are there; of `from[i]` null the value is 0.
-template <int COUNT>
-__device__ __forceinline__ void await_words(const uint64_t* const (&from)[COUNT], uint32_t tag,
-                                            uint32_t (&values)[COUNT]) {
-  bool missing;
-  do {
-    uint64_t words[COUNT];
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-      words[i] = from[i] == nullptr ? uint64_t{tag} << 32 : look_at_word(from[i]);
-    }
-    missing = false;
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-      missing = missing || static_cast<uint32_t>(words[i] >> 32) != tag;
-      values[i] = static_cast<uint32_t>(words[i]);
-    }
-  } while (missing);
-}
 
 // COUNT runs of four neighbours of a posted row, each of two words that lie together (`from` null:
 // zeros), once all are there.

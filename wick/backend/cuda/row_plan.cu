@@ -1,14 +1,15 @@
 // Shares the work of a program out to its blocks, and their shared memory to its phases.
 #include <algorithm>
+#include <array>
 
-#include "wick/backend/cuda/lora_adapters.cuh"
+#include "wick/backend/cuda/rank_pieces.cuh"
 #include "wick/backend/cuda/row_plan.h"
 #include "wick/backend/cuda/row_program_launch.h"
+#include "wick/backend/cuda/share_blocks.h"
 
 namespace wick::cuda {
 namespace {
 
-constexpr int kShrinkColumns = 640;  // kPieceColumns of row_shrink.cuh
 // A tile that is no larger comes whole, others in pieces that are no larger than kPieceBytes.
 constexpr int64_t kWholeTileBytes = 32 * 1024;
 constexpr int64_t kPieceBytes = 20 * 1024;
@@ -21,32 +22,20 @@ constexpr int kLeastStages = 4;
 // Each term's blocks, all of them together, in proportion to its channels.
 void share_out(int blocks, LinearsPhase& phase) {
   const int terms = phase.gated ? 1 : phase.terms;
-  int64_t pairs = 0;
+  std::array<int64_t, kRowTerms> pairs{};
+  std::array<int64_t, kRowTerms> of_term{};
   for (int i = 0; i < terms; ++i) {
-    pairs += phase.term[i].channels / 2;
+    pairs[i] = phase.term[i].channels / 2;
   }
-  int64_t of_block = ceil_div(pairs, blocks);
-  const auto blocks_of = [&](const RowTerm& term) { return ceil_div(term.channels / 2, of_block); };
-  const auto needed = [&] {
-    int64_t sum = 0;
-    for (int i = 0; i < terms; ++i) {
-      sum += blocks_of(phase.term[i]);
-    }
-    return sum;
-  };
-  while (needed() > blocks && of_block < pairs) {
-    ++of_block;
-  }
-  int64_t spare = blocks - needed();
+  const auto count = static_cast<size_t>(terms);
+  share_blocks(std::span(pairs).first(count), blocks, std::span(of_term).first(count));
   int first = 0;
   int before = 0;
   phase.channels = 0;
   for (int i = 0; i < terms; ++i) {
     RowTerm& term = phase.term[i];
-    const int64_t more = std::clamp<int64_t>(spare, 0, term.channels / 2 - blocks_of(term));
-    spare -= more;
     term.first_block = first;
-    term.blocks = static_cast<int>(blocks_of(term) + more);
+    term.blocks = static_cast<int>(of_term[i]);
     first += term.blocks;
     term.pairs_of_block = term.channels / 2 / term.blocks;
     term.spare_pairs = term.channels / 2 % term.blocks;
@@ -102,7 +91,7 @@ void lay_out(const AheadBytes& ahead, float bytes_per_clock, LinearsPhase& phase
   phase.split = phase.pieces == 1 ? kGroupWarps : kProgramWarps;
   // A little more than the memory gives: at less it stands idle, at much more all wait for it.
   phase.pace = static_cast<int>(static_cast<float>(phase.row_bytes) / (1.1F * bytes_per_clock));
-  phase.shrink_pieces = static_cast<int>(ceil_div(phase.in, kShrinkColumns));
+  phase.shrink_pieces = static_cast<int>(ceil_div(phase.in, kPieceColumns));
   phase.tasks = 0;
   phase.width = 0;
   for (int i = 0; i < phase.terms; ++i) {

@@ -9,15 +9,6 @@
 
 namespace wick::cuda {
 
-constexpr int kPieceLoads = 5;                    // of 16 bytes
-constexpr int kPieceColumns = 128 * kPieceLoads;  // of a task
-
-// A task: up to kPieceColumns of a row of A.
-struct RankPiece {
-  const float* a;
-  int begin, count;
-};
-
 __device__ __forceinline__ RankPiece piece_of(const LinearsPhase& phase, int task) {
   int index = 0;
   while (index + 1 < phase.terms && task >= phase.term[index + 1].first_task) {
@@ -32,56 +23,14 @@ __device__ __forceinline__ RankPiece piece_of(const LinearsPhase& phase, int tas
   return piece;
 }
 
-__device__ __forceinline__ void read_piece(const RankPiece& piece, float4 (&factors)[kPieceLoads]) {
-  const int k0 = 4 * static_cast<int>(threadIdx.x % 32);
-#pragma unroll
-  for (int i = 0; i < kPieceLoads; ++i) {
-    factors[i] = k0 + 128 * i < piece.count
-                     ? __ldg(reinterpret_cast<const float4*>(piece.a + k0 + 128 * i))
-                     : float4{0.0F, 0.0F, 0.0F, 0.0F};
-  }
-}
-
-__device__ __forceinline__ float shrink_piece(const __nv_bfloat16* x, const RankPiece& piece,
-                                              const float4 (&factors)[kPieceLoads]) {
-  const int k0 = 4 * static_cast<int>(threadIdx.x % 32);
-  float sum = 0.0F;
-#pragma unroll
-  for (int i = 0; i < kPieceLoads; ++i) {
-    if (k0 + 128 * i < piece.count) {
-      sum = dot4(load4(x + piece.begin + k0 + 128 * i), factors[i], sum);
-    }
-  }
-  return warp_sum(sum);
-}
-
 // low[r] = scaling s[r] of a term, s[r] `scale` times what was posted, as its tasks are done, and 0
 // for ranks up to the sixteens; the term's first block writes s too. `posted` has room for a sum a
-// task of the term. Several words are looked at a time.
+// task of the term.
 __device__ __forceinline__ void gather_low(const LinearsPhase& phase, const RowTerm& term,
                                            const uint64_t* sums, uint32_t tag, float scale,
                                            float* posted, float* low) {
-  constexpr int kLooks = 4;
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const int count = term.rank * phase.shrink_pieces;
-#pragma unroll 1
-  for (int first = lane; first < count; first += 32 * kLooks) {
-    const uint64_t* from[kLooks];
-    uint32_t values[kLooks];
-#pragma unroll
-    for (int i = 0; i < kLooks; ++i) {
-      const int task = first + 32 * i;
-      from[i] = task < count ? sums + term.first_task + task : nullptr;
-    }
-    await_words(from, tag, values);
-#pragma unroll
-    for (int i = 0; i < kLooks; ++i) {
-      if (first + 32 * i < count) {
-        posted[first + 32 * i] = __uint_as_float(values[i]);
-      }
-    }
-  }
-  __syncwarp();
+  gather_sums(sums + term.first_task, term.rank * phase.shrink_pieces, tag, posted);
 #pragma unroll 1
   for (int r = lane; r < phase.width; r += 32) {
     float sum = 0.0F;
