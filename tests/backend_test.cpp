@@ -3,15 +3,18 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <filesystem>
 #include <iterator>
 #include <string>
+#include <vector>
 
 #include "tests/reference/matmul.h"
 #include "tests/support/conformance.h"
 #include "tests/support/message_of.h"
+#include "wick/backend/cpu/huge_page_arena.h"
 #include "wick/backend/cpu/memory.h"
 #include "wick/backend/registry.h"
 #include "wick/base/error.h"
@@ -111,6 +114,29 @@ TEST(CpuMemory, TensorsAreNotMuchSmallerThanTheirBlocks) {
   EXPECT_LT(small.bytes, 150000U);
   EXPECT_NE(small.address, large.address);
   cache.give_back(small);
+}
+
+TEST(CpuMemory, BlocksThatShareHugePagesAreApartAndGoBackToTheSystem) {
+  constexpr size_t kBytes = size_t{1} << 20;
+  constexpr size_t kBlocks = cpu::HugePageArena::kRegionBytes / kBytes + 3;  // more than a region
+  cpu::HugePageArena arena;
+  std::vector<std::byte*> blocks;
+  for (size_t i = 0; i < kBlocks; ++i) {
+    blocks.push_back(static_cast<std::byte*>(arena.take(kBytes)));
+    ASSERT_NE(blocks.back(), nullptr);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(blocks.back()) % 4096, 0U);
+    std::fill_n(blocks.back(), kBytes, static_cast<std::byte>(i + 1));
+  }
+  for (size_t i = 0; i < kBlocks; ++i) {
+    const auto is_own = [&](std::byte value) { return value == static_cast<std::byte>(i + 1); };
+    EXPECT_TRUE(std::all_of(blocks[i], blocks[i] + kBytes, is_own)) << i;
+  }
+  arena.give_back(blocks[1], kBytes);
+  EXPECT_NE(arena.take(2 * kBytes), blocks[1]);
+  EXPECT_EQ(arena.take(kBytes), blocks[1]);
+  // Fresh pages of the system, so the old ones were not kept.
+  EXPECT_TRUE(std::all_of(blocks[1], blocks[1] + kBytes,
+                          [](std::byte value) { return value == std::byte{0}; }));
 }
 
 TEST_P(Conformance, TensorsOutliveTheirBackend) {

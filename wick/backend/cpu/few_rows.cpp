@@ -11,6 +11,7 @@
 
 #if HWY_ONCE
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -18,6 +19,7 @@
 
 namespace wick::cpu {
 
+HWY_EXPORT(ArrangeLeft);
 HWY_EXPORT(MultiplyFewRowsfloat);
 HWY_EXPORT(MultiplyFewRowsBf16);
 HWY_EXPORT(MultiplyFewRowsF16);
@@ -41,6 +43,10 @@ struct ColumnTask {
   const float* bias;  // of the whole layer, or null
   int64_t begin, end;
 };
+
+bool is_bf16(const Tensor& weight) {
+  return weight.dtype() == DType::bf16;
+}
 
 // Ranks [begin, end) of the S of one layer.
 struct RankTask {
@@ -77,7 +83,14 @@ void shrink(const Tensor& x, const RankTask& task) {
   }
 }
 
-void multiply_columns(const Tensor& x, bool accumulate, const ColumnTask& task) {
+// x as the products with weights of one type read it, until the end of the run.
+struct ArrangedLeft {
+  const float* for_bf16 = nullptr;
+  const float* for_others = nullptr;
+};
+
+void multiply_columns(const Tensor& x, const ArrangedLeft& left, bool accumulate,
+                      const ColumnTask& task) {
   const LinearTerm& term = *task.term;
   const bool adapted = !term.adapters.empty();
   std::array<RowAdapter, kFewRows> adapters{};
@@ -88,8 +101,9 @@ void multiply_columns(const Tensor& x, bool accumulate, const ColumnTask& task) 
     }
   }
   with_elements(term.weight, [&](const auto* weights) {
-    multiply({x.data<float>(), task.bias, x.rows(), term.y.columns(), x.columns(), task.begin,
-              task.end, accumulate, term.y.data<float>(), adapted ? adapters.data() : nullptr},
+    multiply({is_bf16(term.weight) ? left.for_bf16 : left.for_others, left_stride(x.columns()),
+              task.bias, x.rows(), term.y.columns(), x.columns(), task.begin, task.end, accumulate,
+              term.y.data<float>(), adapted ? adapters.data() : nullptr},
              weights);
   });
 }
@@ -133,6 +147,22 @@ void run_columns(const Context& context, const Tensor& x, bool accumulate,
   }
   const Scratch wide_biases(context.scratch, biases);
   float* bias = wide_biases.data();
+  const auto halves =
+      std::ranges::count_if(terms, [](const LinearTerm& term) { return is_bf16(term.weight); });
+  const bool others = halves < std::ssize(terms);
+  const int64_t arranged = x.rows() * left_stride(K);
+  const Scratch left_side(context.scratch, (halves > 0 ? arranged : 0) + (others ? arranged : 0));
+  ArrangedLeft left;
+  float* place = left_side.data();
+  if (halves > 0) {
+    HWY_DYNAMIC_DISPATCH(ArrangeLeft)(x.data<float>(), x.rows(), K, true, place);
+    left.for_bf16 = place;
+    place += arranged;
+  }
+  if (others) {
+    HWY_DYNAMIC_DISPATCH(ArrangeLeft)(x.data<float>(), x.rows(), K, false, place);
+    left.for_others = place;
+  }
   // Tasks of whole weight rows, some 64k weights each.
   const int64_t columns = std::max<int64_t>(4, rows_of(65536, K) / 4 * 4);
   std::vector<ColumnTask> tasks;
@@ -149,7 +179,7 @@ void run_columns(const Context& context, const Tensor& x, bool accumulate,
     products += x.rows() * N * K;
   }
   run_tasks(context, products < kSerialProducts, tasks,
-            [&](const ColumnTask& task) { multiply_columns(x, accumulate, task); });
+            [&](const ColumnTask& task) { multiply_columns(x, left, accumulate, task); });
 }
 
 }  // namespace

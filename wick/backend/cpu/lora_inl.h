@@ -110,6 +110,7 @@ HWY_INLINE void shrink_alone(const float* x, const float* w, const SkinnySize& s
     VF sum = hn::Zero(d);
     int64_t n = 0;
     for (; n + lanes <= size.n; n += lanes) {
+      ask_ahead(reinterpret_cast<uintptr_t>(row + n) + kStreamAhead, 1);
       sum = hn::MulAdd(hn::LoadU(d, x + n), hn::LoadU(d, row + n), sum);
     }
     if (n < size.n) {

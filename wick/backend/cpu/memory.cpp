@@ -1,7 +1,6 @@
 // Size classes (four an octave) with a free list each.
 #include "wick/backend/cpu/memory.h"
 
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,8 +14,6 @@ namespace wick::cpu {
 
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
-
 // Large arrays begin at a page. A load whose address ends in the 12 bits of a store just before it
 // waits for that store. Loops that go through several arrays at one index never meet this where all
 // begin alike; where each begins a line or two further on, as one after the other from the heap
@@ -24,9 +21,22 @@ constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kPage = 4096;
 constexpr size_t kAtPageFrom = 16 * kPage;
 
+// Blocks of so many bytes have huge pages of their own, those from a sixteenth of a huge page on
+// share them. Address sanitizers watch what comes from the heap alone.
+constexpr size_t kOwnHugePagesFrom = 2 * HugePageArena::kHugePage;
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t kSharedHugePagesFrom = kOwnHugePagesFrom;
+#else
+constexpr size_t kSharedHugePagesFrom = HugePageArena::kHugePage / 16;
+#endif
+
+bool shares_huge_pages(size_t bytes) {
+  return bytes >= kSharedHugePagesFrom && bytes < kOwnHugePagesFrom;
+}
+
 size_t alignment_of(size_t bytes) {
-  if (bytes >= 2 * kHugePage) {
-    return kHugePage;
+  if (bytes >= kOwnHugePagesFrom) {
+    return HugePageArena::kHugePage;
   }
   return bytes >= kAtPageFrom ? kPage : BlockCache::kAlignment;
 }
@@ -66,7 +76,7 @@ BlockCache::~BlockCache() {
 void BlockCache::release_cached() {
   for (auto& [size, blocks] : free_) {
     for (void* block : blocks) {
-      std::free(block);
+      to_system(block, size);
     }
   }
   free_.clear();
@@ -105,17 +115,19 @@ void* BlockCache::from_system(size_t bytes) {
           "out of memory: {:.1f} MiB asked for, {:.1f} MiB free, {:.1f} MiB in use by tensors",
           mib(bytes), mib(available), mib(use_.in_use_bytes));
   }
-  const size_t alignment = alignment_of(bytes);
-  void* address = nullptr;  // aligned_alloc would want whole multiples of the alignment
-  check(posix_memalign(&address, alignment, bytes) == 0,
-        "out of memory: {:.1f} MiB asked for, {:.1f} MiB in use by tensors", mib(bytes),
-        mib(use_.in_use_bytes));
-#ifdef MADV_HUGEPAGE
-  if (alignment == kHugePage) {
-    ::madvise(address, bytes, MADV_HUGEPAGE);  // only advice: fewer faults and TLB misses
-  }
-#endif
+  void* address =
+      shares_huge_pages(bytes) ? arena_.take(bytes) : allocate_aligned(bytes, alignment_of(bytes));
+  check(address != nullptr, "out of memory: {:.1f} MiB asked for, {:.1f} MiB in use by tensors",
+        mib(bytes), mib(use_.in_use_bytes));
   return address;
+}
+
+void BlockCache::to_system(void* address, size_t bytes) {
+  if (shares_huge_pages(bytes)) {
+    arena_.give_back(address, bytes);
+  } else {
+    std::free(address);
+  }
 }
 
 void BlockCache::give_back(const Block& block) {
@@ -126,7 +138,7 @@ void BlockCache::give_back(const Block& block) {
   for (auto& [size, blocks] : free_) {
     for (; !blocks.empty() && cached_bytes_ + use_.in_use_bytes > use_.peak_bytes;
          blocks.pop_back()) {
-      std::free(blocks.back());
+      to_system(blocks.back(), size);
       cached_bytes_ -= size;
     }
   }

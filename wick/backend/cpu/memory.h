@@ -10,6 +10,7 @@
 #include <mutex>
 #include <vector>
 
+#include "wick/backend/cpu/huge_page_arena.h"
 #include "wick/core/kernel_args.h"
 
 namespace wick::cpu {
@@ -42,11 +43,13 @@ class BlockCache {
 
  private:
   void* from_system(size_t bytes);
+  void to_system(void* address, size_t bytes);
   void release_cached();
 
   const Fit fit_;
   mutable std::mutex mutex_;
   std::map<size_t, std::vector<void*>> free_;  // addresses by block size
+  HugePageArena arena_;
   size_t cached_bytes_ = 0;
   MemoryUse use_;
 };

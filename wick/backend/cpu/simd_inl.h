@@ -89,6 +89,19 @@ HWY_INLINE VF load_part(DF d, const float* from, size_t count) {
 }
 #endif
 
+// ---- loads that wait for memory
+
+// So many bytes ahead of a stream from memory its lines are asked for: with it a core reads 25 GB/s
+// of products, with 256 or 1024 bytes the same or 1 less, with 2048 and more, or without, 17 to 22.
+constexpr uintptr_t kStreamAhead = 512;
+
+// Asks for the lines of `bytes` from an address on to be in the second cache. They need not exist.
+HWY_INLINE void ask_ahead(uintptr_t from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(from + i), 0, 2);
+  }
+}
+
 // ---- stores
 
 HWY_INLINE void store(DF d, VF value, float* to) {
