@@ -123,6 +123,7 @@ void add_generate(CLI::App& app) {
       ->allow_extra_args(false);
   add_sampling_flags(verb, flags->options.sampling);
   flags->device.add_to(verb);
+  flags->device.copy_adopted = true;
   flags->device.add_matmul_precision_to(verb);
   verb.footer(kExamples);
   verb.callback([flags] { run_generate(*flags); });

@@ -32,7 +32,7 @@ void DeviceFlags::add_matmul_precision_to(CLI::App& verb) {
 }
 
 std::unique_ptr<Backend> DeviceFlags::make(const Place& place) const {
-  BackendOptions options{.threads = threads, .place = place};
+  BackendOptions options{.threads = threads, .place = place, .copy_adopted = copy_adopted};
   if (matmul_precision == "auto") {
     options.matmul_precision.reset();
   } else if (matmul_precision == "medium") {

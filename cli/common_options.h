@@ -19,6 +19,7 @@ struct DeviceFlags {
   std::string device = "auto";
   int threads = 0;
   std::string matmul_precision = "highest";
+  bool copy_adopted = false;  // as of BackendOptions; for verbs that decode
 
   void add_to(CLI::App& verb);
   void add_matmul_precision_to(CLI::App& verb);  // its default is auto

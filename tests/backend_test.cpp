@@ -6,8 +6,12 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstring>
 #include <filesystem>
 #include <iterator>
+#include <memory>
+#include <numeric>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -161,6 +165,19 @@ TEST_P(Conformance, AdoptedBytesAreReadWhateverTheirAlignment) {
       backend.cast(adopted, wide);
       EXPECT_EQ(test::download(backend, wide), wanted);
     }
+  }
+}
+
+TEST(CpuMemory, AdoptedBytesAreCopiedWhereTheyAreReadOftenAndThereIsRoom) {
+  // Several pieces of the copy and a part of one.
+  const auto file = std::make_shared<std::vector<float>>((9 << 20) / sizeof(float) + 5);
+  std::iota(file->begin(), file->end(), 1.0F);
+  const Shape shape{static_cast<int64_t>(file->size())};
+  for (const bool copy : {false, true}) {
+    const auto backend = make_backend("cpu", {.copy_adopted = copy});
+    const Tensor adopted = backend->adopt(std::as_bytes(std::span(*file)), file, shape, DType::f32);
+    EXPECT_EQ(adopted.address() != file->data(), copy);
+    EXPECT_EQ(std::memcmp(adopted.address(), file->data(), adopted.bytes()), 0);
   }
 }
 

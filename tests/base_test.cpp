@@ -9,6 +9,8 @@
 #include <atomic>
 #include <chrono>
 #include <csignal>
+#include <filesystem>
+#include <fstream>
 #include <mutex>
 #include <numeric>
 #include <thread>
@@ -186,6 +188,25 @@ TEST(ThreadPool, WorkersKeepOffTheCoreOfTheCaller) {
   ASSERT_EQ(sched_setaffinity(0, sizeof(before), &before), 0);
 }
 #endif
+
+TEST(MappedFile, ForgottenBytesAreStillThere) {
+  const test::TemporaryFolder folder;
+  const std::filesystem::path path = folder.path() / "bytes";
+  std::string text(size_t{1} << 20, '\0');
+  for (size_t i = 0; i < text.size(); ++i) {
+    text[i] = static_cast<char>(i * 7 + i / 4096);
+  }
+  std::ofstream(path, std::ios::binary) << text;
+  const MappedFile file(path);
+  const auto content = [&] {
+    return std::string_view(reinterpret_cast<const char*>(file.bytes().data()),
+                            file.bytes().size());
+  };
+  EXPECT_EQ(content(), text);
+  file.forget(file.bytes().subspan(1, text.size() - 2));
+  EXPECT_EQ(content(), text);
+  file.forget(file.bytes().subspan(0, 0));
+}
 
 TEST(AtomicFile, KeepsTheOldFileUnlessCommitted) {
   const test::TemporaryFolder folder;

@@ -109,7 +109,8 @@ std::unique_ptr<Backend> make_backend(std::string_view device, const BackendOpti
   if (device == "cpu") {
     return std::make_unique<cpu::CpuBackend>(cpu::CpuOptions{
         .threads = threads_of(options),
-        .matmul_precision = options.matmul_precision.value_or(fastest_matmul_precision())});
+        .matmul_precision = options.matmul_precision.value_or(fastest_matmul_precision()),
+        .copy_adopted = options.copy_adopted});
   }
   const std::optional<int> gpu = gpu_number(device);
   if (device == "cuda" || gpu) {

@@ -23,6 +23,8 @@ class MappedFile {
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   const std::filesystem::path& path() const { return path_; }
+  // Part of the bytes will not be read again soon: their pages no longer count as this process's.
+  void forget(std::span<const std::byte> part) const;
 
  private:
   std::filesystem::path path_;

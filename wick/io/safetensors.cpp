@@ -99,7 +99,11 @@ Tensor SafetensorsFile::load(Backend& backend, std::string_view name) const {
   // Older writers do not pad the header, so the data may lie at any address: kernels may not read
   // numbers there.
   if (reinterpret_cast<uintptr_t>(host.data()) % size_of(type) == 0) {
-    return backend.adopt(host, file_, extents, type);
+    Tensor tensor = backend.adopt(host, file_, extents, type);
+    if (tensor.address() != host.data()) {
+      file_->forget(host);
+    }
+    return tensor;
   }
   Tensor copy = backend.allocate(extents, type);
   backend.upload(host, copy);

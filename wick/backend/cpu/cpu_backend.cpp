@@ -1,6 +1,7 @@
 // Memory of the CPU back end, and the way from the seam to the kernels.
 #include "wick/backend/cpu/cpu_backend.h"
 
+#include <algorithm>
 #include <cassert>
 #include <cstdint>
 #include <cstring>
@@ -15,6 +16,7 @@
 #include "wick/backend/cpu/norm.h"
 #include "wick/backend/cpu/rowwise.h"
 #include "wick/backend/cpu/sample.h"
+#include "wick/backend/cpu/system_memory.h"
 #include "wick/base/error.h"
 
 namespace wick::cpu {
@@ -35,7 +37,8 @@ size_t checked_bytes(const Shape& shape, DType dtype) {
 }  // namespace
 
 CpuBackend::CpuBackend(const CpuOptions& options)
-    : pool_(options.threads),
+    : copy_adopted_(options.copy_adopted),
+      pool_(options.threads),
       context_{pool_, scratch_, options.matmul_precision, has_bf16_products()} {}
 
 MatmulPrecision CpuBackend::matmul_precision(DType weights) const {
@@ -50,10 +53,18 @@ Tensor CpuBackend::allocate(const Shape& shape, DType dtype) {
                 dtype);
 }
 
+// What is mapped may leave memory when others need it, copies may not: so copies end where the
+// machine would get short of memory.
+bool CpuBackend::has_room_to_copy(size_t bytes) const {
+  const SystemMemory memory = system_memory();
+  return memory.available >= bytes && memory.available - bytes >= memory.total / 4;
+}
+
 Tensor CpuBackend::adopt(std::span<const std::byte> host, std::shared_ptr<const void> owner,
                          const Shape& shape, DType dtype) {
   assert(host.size() == checked_bytes(shape, dtype));
-  if (reinterpret_cast<uintptr_t>(host.data()) % size_of(dtype) != 0) {
+  const bool readable = reinterpret_cast<uintptr_t>(host.data()) % size_of(dtype) == 0;
+  if (!readable || (copy_adopted_ && has_room_to_copy(host.size()))) {
     Tensor copied = allocate(shape, dtype);
     upload(host, copied);
     return copied;
@@ -66,9 +77,15 @@ Tensor CpuBackend::adopt(std::span<const std::byte> host, std::shared_ptr<const 
 
 void CpuBackend::upload(std::span<const std::byte> host, Out to) {
   assert(host.size() == to.bytes());
-  if (!host.empty()) {
-    std::memcpy(to.address(), host.data(), host.size());
-  }
+  // Page by page the system clears what is new, which takes as long as the copy.
+  constexpr size_t kPiece = size_t{4} << 20;
+  const auto* from = host.data();
+  auto* target = static_cast<std::byte*>(to.address());
+  const size_t bytes = host.size();
+  pool_.run(ceil_div(static_cast<int64_t>(bytes), static_cast<int64_t>(kPiece)), [=](int64_t i) {
+    const size_t begin = static_cast<size_t>(i) * kPiece;
+    std::memcpy(target + begin, from + begin, std::min(kPiece, bytes - begin));
+  });
 }
 
 void CpuBackend::download(In from, std::span<std::byte> host) {

@@ -16,6 +16,7 @@ namespace wick::cpu {
 struct CpuOptions {
   int threads = 0;  // 0: one a core that this process may use
   MatmulPrecision matmul_precision = MatmulPrecision::highest;
+  bool copy_adopted = false;  // as of BackendOptions
 };
 
 class CpuBackend final : public Backend {
@@ -74,9 +75,12 @@ class CpuBackend final : public Backend {
   void sample(const SampleArgs& args, Out logits, Out id) override;
 
  private:
+  bool has_room_to_copy(size_t bytes) const;
+
   // Tensors keep the cache of their blocks alive, so they may outlive the back end.
   std::shared_ptr<BlockCache> tensors_ = std::make_shared<BlockCache>();
   BlockCache scratch_{BlockCache::Fit::any};
+  const bool copy_adopted_;
   ThreadPool pool_;
   Context context_;
 };

@@ -1,13 +1,11 @@
 // Size classes (four an octave) with a free list each.
 #include "wick/backend/cpu/memory.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cstdio>
 #include <cstdlib>
 
+#include "wick/backend/cpu/system_memory.h"
 #include "wick/base/error.h"
 
 namespace wick::cpu {
@@ -48,23 +46,6 @@ size_t block_size(size_t bytes) {
   }
   const size_t step = std::bit_floor(bytes - 1) / 4;
   return (bytes + step - 1) / step * step;
-}
-
-// What the kernel says can be had without swapping.
-size_t available_bytes() {
-  size_t kib = 0;
-  if (std::FILE* file = std::fopen("/proc/meminfo", "r")) {
-    char line[128];
-    while (std::fgets(line, sizeof(line), file) != nullptr &&
-           std::sscanf(line, "MemAvailable: %zu", &kib) != 1) {
-    }
-    std::fclose(file);
-  }
-  if (kib > 0) {
-    return kib * 1024;
-  }
-  return static_cast<size_t>(::sysconf(_SC_PHYS_PAGES)) *
-         static_cast<size_t>(::sysconf(_SC_PAGESIZE));
 }
 
 }  // namespace
@@ -108,9 +89,9 @@ Block BlockCache::take(size_t bytes) {
 void* BlockCache::from_system(size_t bytes) {
   constexpr size_t kAskTheSystemFrom = size_t{64} << 20;
   const auto mib = [](size_t count) { return static_cast<double>(count) / 1048576.0; };
-  if (bytes >= kAskTheSystemFrom && bytes > available_bytes()) {
+  if (bytes >= kAskTheSystemFrom && bytes > system_memory().available) {
     release_cached();
-    const size_t available = available_bytes();
+    const size_t available = system_memory().available;
     check(bytes <= available,
           "out of memory: {:.1f} MiB asked for, {:.1f} MiB free, {:.1f} MiB in use by tensors",
           mib(bytes), mib(available), mib(use_.in_use_bytes));
