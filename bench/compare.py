@@ -366,7 +366,7 @@ def parse_arguments():
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--samples", type=int, default=150, help="a round: enough to outlast what a side just awake does")
     parser.add_argument("--budget", type=float, default=0.4, help="seconds of a round, for cases slower than that")
-    parser.add_argument("--heavy-rounds", type=int, default=3, help="rounds of one sample for whole models")
+    parser.add_argument("--heavy-rounds", type=int, default=7, help="rounds of one sample for whole models")
     parser.add_argument("--heavy-seconds", type=float, default=15, help="no more rounds after so long, a side")
     parser.add_argument("--deadline", type=float, default=float("inf"), help="no new case after so many seconds")
     parser.add_argument("--output", required=True, help="the JSON file to write")
