@@ -99,6 +99,9 @@ std::vector<ProgramCase> program_cases() {
       {"small", config_of(64, 160, 4, 4, 2, 16), 8},
       {"wide_row", config_of(3584, 1024, 1, 28, 4, 128), 0, 10, 20},
       {"long_row", config_of(256, 18944, 1, 4, 2, 64), 16, 10, 20},
+      // Tiles of rows so long that they have fewer, in pieces: of even and odd numbers of runs.
+      {"large_tiles", config_of(3584, 2368, 1, 8, 2, 128), 16, 10, 20},
+      {"odd_runs", config_of(2912, 2912, 1, 4, 2, 64), 16, 10, 20},
       {"wide_deep", config_of(256, 512, 30, 4, 2, 128), 0},
       // More channels a block than it ends at once.
       {"wide_gate", config_of(384, 20480, 2, 6, 2, 64), 16, 10, 20},

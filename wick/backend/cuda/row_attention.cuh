@@ -306,7 +306,6 @@ __device__ __forceinline__ void run_attention(const RowPhase& described, const H
       store_pair(described, words, 2 * (share.g * heads * pairs_of_head + pair), sums);
     }
   }
-  meet_workers();  // the next phase writes where this one read
 }
 
 }  // namespace wick::cuda

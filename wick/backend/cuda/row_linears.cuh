@@ -187,7 +187,8 @@ __device__ __forceinline__ float sum_of_quarters(float y) {
   return y + __shfl_xor_sync(group, y, 2);
 }
 
-// Where the outputs of a phase go and what is special about them, found ahead of the row.
+// Where the outputs of a phase go and what is special about them. Found after the products: there
+// are no registers to keep it in before.
 struct RowOutputs {
   void* y;          // of the term, or h; null: not to memory
   uint64_t* posts;  // of the term's first channel; null: not to the next phase
@@ -267,15 +268,15 @@ __device__ __forceinline__ void end_linears(const LinearsPhase& phase, const Blo
 // What a worker does of a phase.
 __device__ __forceinline__ void run_linears(const RowProgramArgs& program, int p,
                                             const RowPhase& described, const RowPlaces& places,
-                                            RowShared& shared, StagePlace& ring_place) {
+                                            RowShared& shared) {
   const LinearsPhase& phase = described.linears;
   const BlockShare& share = shared.share[p % kDescribedPhases];
   OutputEnd end = read_end(phase, share, static_cast<int>(threadIdx.x) / kEndThreads);
+  meet_workers();  // all have ended the phase before, whose shared memory this is
   keep_end(phase, share, places.work);
-  const RowOutputs outputs = outputs_of(described, share, places);
-  const TileWork tiles =
-      tile_work(phase, share.items, shared_address(places.work),
-                shared_address(places.work) + phase.work.parts, program, ring_place);
+  const bool adapted = phase.tasks > 0;
+  const TileWork tiles = tile_work(phase, share, shared_address(places.work),
+                                   shared_address(places.work) + phase.work.parts, program);
   if (phase.norms) {
     weigh_row(phase, places, shared);
   } else if (phase.in <= 4 * kWorkers) {
@@ -283,13 +284,14 @@ __device__ __forceinline__ void run_linears(const RowProgramArgs& program, int p
   } else {
     read_row<3>(phase, places);
   }
-  meet_all(outputs.adapted);
+  meet_all(adapted);
   if (threadIdx.x == 0) {
     set_multiplies(shared, p);
   }
   multiply_tiles(tiles, places.ring, shared);
   const float scale = norm_scale(phase, shared);
-  meet_all(outputs.adapted);
+  const RowOutputs outputs = outputs_of(described, share, places);
+  meet_all(adapted);
   end_linears(phase, share, end, outputs, scale, places.work, places.words.tag);
 }
 

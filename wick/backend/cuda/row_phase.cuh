@@ -23,7 +23,9 @@ constexpr int kRowGroups = 2;
 constexpr int kGroupWarps = 8;
 constexpr int kProgramWarps = kRowGroups * kGroupWarps;
 constexpr int kWorkers = 32 * kProgramWarps;
-constexpr int kProgramThreads = kWorkers + 64;
+constexpr int kShrinkWarp = kProgramWarps;
+constexpr int kFetchWarp = kProgramWarps + 1;
+constexpr int kProgramThreads = kWorkers + 128;  // with two idle warps
 
 constexpr int kRowTerms = 3;
 constexpr int kTileRows = 16;

@@ -12,7 +12,10 @@ namespace {
 
 // A tile that is no larger comes whole, others in pieces that are no larger than kPieceBytes.
 constexpr int64_t kWholeTileBytes = 32 * 1024;
-constexpr int64_t kPieceBytes = 20 * 1024;
+constexpr int64_t kPieceBytes = 21 * 1024;
+// Tiles that would be larger have fewer rows, so that those of their pieces can be longer.
+constexpr int64_t kLargeTileBytes = 80 * 1024;
+constexpr int64_t kLargeTileRows = 14;
 // Where a multiprocessor has no phase with this much of weights, a block leaves some of its memory
 // to the first cache.
 constexpr int64_t kManyBytes = 160 * 1024;
@@ -59,14 +62,21 @@ int ends_bytes(const LinearsPhase& phase) {
                       static_cast<int>(sizeof(OutputEnd));
 }
 
-// Tiles, the low-rank tasks, and the phase's part of shared memory. Of that `ahead` is for rows and
-// ends of all phases: a thread that is ahead writes there while others still end the phase before.
-struct AheadBytes {
-  int x = 0, ends = 0;
-};
-void lay_out(const AheadBytes& ahead, float bytes_per_clock, LinearsPhase& phase) {
+// Of each piece of a tile but the last, which has no more: whole lines of memory where a row is,
+// else an odd number. Only so have all pieces an even number where one has it, as lane_of asks.
+int64_t runs_of_piece(int64_t all_runs, int64_t run_bytes) {
+  const int64_t odd = all_runs % 2;
+  int64_t most = kPieceBytes / run_bytes;
+  most -= most % 2;
+  const int64_t runs = ceil_div(all_runs, ceil_div(all_runs, most));
+  return runs + runs % 2 - odd;
+}
+
+// Tiles, the low-rank tasks, and the phase's part of shared memory.
+void lay_out(float bytes_per_clock, LinearsPhase& phase) {
   const int terms = phase.gated ? 2 : 1;
-  const int64_t least = ceil_div(phase.channels, kTileRows / terms);
+  const bool large = 2 * kTileRows * int64_t{phase.in} > kLargeTileBytes;
+  const int64_t least = ceil_div(phase.channels, (large ? kLargeTileRows : kTileRows) / terms);
   const auto run_bytes_of = [&](int64_t tiles) {
     return 2 * terms * ceil_div(phase.channels, tiles) * kRunColumns;
   };
@@ -81,10 +91,7 @@ void lay_out(const AheadBytes& ahead, float bytes_per_clock, LinearsPhase& phase
   const int64_t all_runs = phase.in / kRunColumns;
   phase.columns = phase.in;
   if (all_runs * run_bytes > kWholeTileBytes) {
-    // Rows of an odd number of runs lie half of all banks apart.
-    int64_t runs = ceil_div(all_runs, ceil_div(all_runs * run_bytes, kPieceBytes)) | 1;
-    runs -= runs > 1 && runs * run_bytes > kPieceBytes ? 2 : 0;
-    phase.columns = static_cast<int>(runs * kRunColumns);
+    phase.columns = static_cast<int>(runs_of_piece(all_runs, run_bytes) * kRunColumns);
   }
   phase.pieces = static_cast<int>(ceil_div(phase.in, phase.columns));
   phase.row_bytes = 2 * phase.columns;
@@ -102,8 +109,8 @@ void lay_out(const AheadBytes& ahead, float bytes_per_clock, LinearsPhase& phase
   }
   RowWork& work = phase.work;
   work.x = 0;
-  work.ends = work.x + ahead.x;
-  work.low = work.ends + ahead.ends;
+  work.ends = work.x + aligned(2 * phase.in);
+  work.low = work.ends + ends_bytes(phase);
   work.posted = work.low + aligned(4 * terms * phase.width);
   work.parts = work.posted + aligned(4 * phase.width * phase.shrink_pieces);
   work.end = work.parts + 4 * static_cast<int>(tiles) * kTileRows * phase.split;
@@ -120,7 +127,6 @@ std::optional<RowProgramPlan> plan_row(const Context& context, std::span<RowOper
   int64_t blocks = context.multiprocessors;
   int key_heads = 1;
   int head_width = 0;
-  AheadBytes ahead;
   for (const RowOperation& operation : all) {
     if (operation.phase.attends) {
       key_heads = std::max(key_heads, operation.phase.attention.call.G);
@@ -130,7 +136,6 @@ std::optional<RowProgramPlan> plan_row(const Context& context, std::span<RowOper
       head_width = operation.head_width;
     } else {
       blocks = std::min(blocks, operation.pairs);
-      ahead.x = std::max(ahead.x, aligned(2 * operation.phase.linears.in));
     }
   }
   if (blocks < key_heads) {
@@ -141,9 +146,7 @@ std::optional<RowProgramPlan> plan_row(const Context& context, std::span<RowOper
     if (!operation.phase.attends) {
       LinearsPhase& phase = operation.phase.linears;
       share_out(plan.blocks, phase);
-      const int bytes = ends_bytes(phase);
-      phase.keeps_ends = bytes > 0;
-      ahead.ends = std::max(ahead.ends, bytes);
+      phase.keeps_ends = ends_bytes(phase) > 0;
     }
   }
   int work = 0;
@@ -161,7 +164,7 @@ std::optional<RowProgramPlan> plan_row(const Context& context, std::span<RowOper
       continue;
     }
     LinearsPhase& phase = operation.phase.linears;
-    lay_out(ahead, context.memory_bytes_per_clock, phase);
+    lay_out(context.memory_bytes_per_clock, phase);
     if (operation.weight_bytes > kManyBytes * context.multiprocessors) {
       shared_bytes = most_bytes;
     }

@@ -14,6 +14,26 @@ __device__ __noinline__ void attend(const RowWords words, const RowPhase& phase,
   run_attention<kD, kHalves>(phase, share, words, work);
 }
 
+// A multiprocessor has 96 registers a thread for this many. The warps that ask for weights and find
+// s, which with two idle ones are a group of four, give some to those that multiply: what does not
+// fit is spilled, and comes back from the L2 where a block takes nearly all of the first cache.
+constexpr int kRegisters = 96;
+constexpr int kWorkerRegisters = 104;
+constexpr int kOtherRegisters = 64;
+static_assert(kWorkers * kWorkerRegisters + (kProgramThreads - kWorkers) * kOtherRegisters <=
+              kProgramThreads * kRegisters);
+
+__device__ __forceinline__ void take_registers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kWorkerRegisters));
+#endif
+}
+__device__ __forceinline__ void give_registers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kOtherRegisters));
+#endif
+}
+
 // kD: 64 or 128, at least the channels of a head; kHalves: of 16 queries a key head.
 template <int kD, int kHalves>
 __global__ void __launch_bounds__(kProgramThreads, 1)
@@ -21,41 +41,57 @@ __global__ void __launch_bounds__(kProgramThreads, 1)
   extern __shared__ __align__(128) unsigned char memory[];
   __shared__ RowShared shared;
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const bool fetches = warp == kProgramWarps + 1;
-  if (fetches) {
+  if (warp == kFetchWarp) {
     start_row_shared(shared);
   }
   __syncthreads();
   let_next_start();
   uint32_t first_tag = 0;
-  if (fetches) {
-    fetch_program(
-        program, shared_address(memory), shared,
-        [](const AttentionPhase& phase, const HeadShare& share) { prefetch_cache(phase, share); });
+  if (warp >= kProgramWarps) {
+    give_registers();
+    if (warp == kFetchWarp) {
+      fetch_program(program, shared_address(memory), shared,
+                    [](const AttentionPhase& phase, const HeadShare& share) {
+                      prefetch_cache(phase, share);
+                    });
+    } else if (warp == kShrinkWarp) {
+      wait_for_previous();
+      first_tag = program.exchange.state->tag;
+      uint64_t* rows = program.exchange.rows;
+      int work_at = program.work_at;
+      hold(rows);
+      hold(work_at);
+#pragma unroll 1
+      for (int p = 0; p < program.phases; ++p) {
+        const RowPhase& phase = described_phase(shared, p);
+        const RowWords words{program.exchange, rows, first_tag + static_cast<uint32_t>(p), p};
+        if (!phase.attends && phase.linears.tasks > 0) {
+          run_shrink(words, phase.linears, shared.share[p % kDescribedPhases], memory + work_at,
+                     shared);
+        }
+        finish_phase(shared, p);
+      }
+    }
   } else {
+    take_registers();
     wait_for_previous();
     first_tag = program.exchange.state->tag;
-    StagePlace ring_place;
     uint64_t* rows = program.exchange.rows;
-    unsigned char* work = memory + program.work_at;
-    auto* sum = reinterpret_cast<__nv_bfloat16*>(memory + program.sum_at);
+    int work_at = program.work_at;
+    int sum_at = program.sum_at;
     hold(rows);
-    hold(work);
-    hold(sum);
+    hold(work_at);
+    hold(sum_at);
 #pragma unroll 1
     for (int p = 0; p < program.phases; ++p) {
       const RowPhase& phase = described_phase(shared, p);
-      const int slot = p % kDescribedPhases;
+      unsigned char* work = memory + work_at;
+      auto* sum = reinterpret_cast<__nv_bfloat16*>(memory + sum_at);
       const RowWords words{program.exchange, rows, first_tag + static_cast<uint32_t>(p), p};
-      if (warp < kProgramWarps) {
-        if (phase.attends) {
-          attend<kD, kHalves>(words, phase, shared.head[slot], work);
-        } else {
-          run_linears(program, p, phase, {words, work, sum, shared_address(memory)}, shared,
-                      ring_place);
-        }
-      } else if (!phase.attends && phase.linears.tasks > 0) {
-        run_shrink(words, phase.linears, shared.share[slot], work, shared);
+      if (phase.attends) {
+        attend<kD, kHalves>(words, phase, shared.head[p % kDescribedPhases], work);
+      } else {
+        run_linears(program, p, phase, {words, work, sum, shared_address(memory)}, shared);
       }
       finish_phase(shared, p);
     }

@@ -15,11 +15,26 @@ namespace wick::cuda {
 
 constexpr int kDescribedPhases = 8;  // at a time
 
+// A place in the ring.
+struct StagePlace {
+  int stage;
+  uint32_t round;
+
+  __device__ __forceinline__ void advance(int count, int stages) {
+    stage += count;
+    while (stage >= stages) {
+      stage -= stages;
+      ++round;
+    }
+  }
+};
+
 // The channels of a block: [first, first + channels) of a term, or of both of a gated pair.
 struct BlockShare {
   int index;  // of the term
   int first, channels;
-  int items;  // pieces of tiles
+  int items;         // pieces of tiles
+  StagePlace place;  // of the first
 };
 
 // Which keys a block takes of a phase of attention.
@@ -133,6 +148,7 @@ struct DescriptionWords {
 
 // By the last warp: phase p to where the others read it. `words` has it, and then the next.
 __device__ __forceinline__ const RowPhase& describe_phase(const RowProgramArgs& program, int p,
+                                                          const StagePlace& place,
                                                           DescriptionWords& words,
                                                           RowShared& shared) {
   const int slot = p % kDescribedPhases;
@@ -148,6 +164,7 @@ __device__ __forceinline__ const RowPhase& describe_phase(const RowProgramArgs& 
       shared.head[slot] = head_share(shared.phase[slot].attention);
     } else {
       shared.share[slot] = share_of(shared.phase[slot].linears);
+      shared.share[slot].place = place;
     }
     arrive(shared_address(shared.described + slot));
   }
@@ -166,26 +183,6 @@ __device__ __forceinline__ void prefetch_lines(const void* from, int64_t bytes) 
   for (int64_t at = 128 * static_cast<int>(threadIdx.x % 32); at < bytes; at += 128 * 32) {
     prefetch_to_l2(address + at);
   }
-}
-
-// A piece of a tile: `rows` of each term, `bytes` of each row.
-struct TilePiece {
-  const __nv_bfloat16 *weight, *second_weight;
-  int rows;
-  uint32_t bytes;
-};
-
-__device__ __forceinline__ TilePiece tile_piece(const LinearsPhase& phase, const BlockShare& share,
-                                                int tile, int piece) {
-  const int first = tile * phase.tile_channels;
-  const int column = piece * phase.columns;
-  const int64_t at = static_cast<int64_t>(share.first + first) * phase.in + column;
-  TilePiece of;
-  of.rows = min(phase.tile_channels, share.channels - first);
-  of.bytes = 2 * min(phase.columns, phase.in - column);
-  of.weight = phase.term[share.index].weight + at;
-  of.second_weight = phase.gated ? phase.term[1].weight + at : nullptr;
-  return of;
 }
 
 // What a block has of adapters and B for a phase comes to the L2 ahead of it.
@@ -233,65 +230,104 @@ __device__ __forceinline__ bool is_elected() {
 #endif
 }
 
-// Rows of a piece that lie equally far apart, from and to.
-struct RowCopies {
-  const __nv_bfloat16* from;
-  int64_t stride;  // elements
-  uint32_t to, row_bytes;
-  uint32_t bytes;  // of each
+// What the fetching of a phase's pieces needs, in registers.
+struct PhaseRows {
+  const char *weight, *second;  // the block's first row, of both of a gated pair
+  uint32_t stride;              // bytes from row to row in memory
+  uint32_t row_bytes;           // and in the ring
+  uint32_t tile_channels, channels;
+  uint32_t step;  // clocks from row to row at their pace
+  int terms;
 
-  __device__ __forceinline__ void start(int rows, uint32_t full) {
-    if (is_elected()) {
-      for (; rows >= 4; rows -= 4) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          copy_bulk(to + i * row_bytes, from + i * stride, bytes, full);
-        }
-        from += 4 * stride;
-        to += 4 * row_bytes;
-      }
-#pragma unroll 1
-      for (; rows > 0; --rows) {
-        copy_bulk(to, from, bytes, full);
-        from += stride;
-        to += row_bytes;
-      }
-    }
-    __syncwarp();
+  __device__ __forceinline__ PhaseRows(const LinearsPhase& phase, const BlockShare& share)
+      : stride(2 * phase.in),
+        row_bytes(phase.row_bytes),
+        tile_channels(phase.tile_channels),
+        channels(share.channels),
+        step(phase.pace),
+        terms(phase.gated ? 2 : 1) {
+    const int64_t at = static_cast<int64_t>(share.first) * stride;
+    weight = reinterpret_cast<const char*>(phase.term[share.index].weight) + at;
+    second = phase.gated ? reinterpret_cast<const char*>(phase.term[1].weight) + at : weight;
   }
 };
 
+// A piece of a tile: `rows` of each term, `bytes` of each row from `from` on, or `second`.
+struct TilePiece {
+  const char *from, *second;
+  uint32_t rows, bytes;
+
+  __device__ __forceinline__ TilePiece(const PhaseRows& phase, uint32_t tile, uint32_t piece) {
+    const uint32_t first = tile * phase.tile_channels;
+    const uint32_t column_bytes = piece * phase.row_bytes;
+    const int64_t at = static_cast<int64_t>(first) * phase.stride + column_bytes;
+    from = phase.weight + at;
+    second = phase.second + at;
+    rows = min(phase.tile_channels, phase.channels - first);
+    bytes = min(phase.row_bytes, phase.stride - column_bytes);
+  }
+};
+
+// Asks for COUNT rows, and steps past them.
+template <int COUNT>
+__device__ __forceinline__ void copy_rows(const PhaseRows& phase, uint32_t bytes, uint32_t full,
+                                          const char*& from, uint32_t& to) {
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) {
+    copy_bulk(to + i * phase.row_bytes, from + i * int64_t{phase.stride}, bytes, full);
+  }
+  from += COUNT * int64_t{phase.stride};
+  to += COUNT * phase.row_bytes;
+}
+
+// Asks for a piece as fast as it goes. One lane asks for several rows between which it does not
+// branch: one by one they would take longer than the memory does.
+__device__ __forceinline__ void fetch_at_once(const PhaseRows& phase, const TilePiece& piece,
+                                              uint32_t to, uint32_t full) {
+  if (is_elected()) {
+    const char* from = piece.from;
+#pragma unroll 1
+    for (int term = 0; term < phase.terms; ++term) {
+      uint32_t at = to;
+#pragma unroll 1
+      for (uint32_t fours = piece.rows / 4; fours > 0; --fours) {
+        copy_rows<4>(phase, piece.bytes, full, from, at);
+      }
+      if (piece.rows % 4 >= 2) {
+        copy_rows<2>(phase, piece.bytes, full, from, at);
+      }
+      if (piece.rows % 2 != 0) {
+        copy_rows<1>(phase, piece.bytes, full, from, at);
+      }
+      from = piece.second;
+      to += phase.tile_channels * phase.row_bytes;
+    }
+  }
+  __syncwarp();
+}
+
 // Asks for a piece. Before its phase has its row that goes at a pace, a row a lane: the next row of
 // weights is due at `due`.
-__device__ __forceinline__ void fetch_piece(const LinearsPhase& phase, const TilePiece& piece,
+__device__ __forceinline__ void fetch_piece(const PhaseRows& phase, const TilePiece& piece,
                                             uint32_t to, uint32_t full, int p, RowShared& shared,
                                             uint32_t& due) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const int terms = phase.gated ? 2 : 1;
-  const int rows = terms * piece.rows;
+  const auto lane = threadIdx.x % 32;
+  const uint32_t rows = phase.terms * piece.rows;
   if (lane == 0) {
     expect_bytes(full, rows * piece.bytes);
   }
   __syncwarp();
   const auto now = [] { return static_cast<uint32_t>(clock()); };
-  const auto step = static_cast<uint32_t>(phase.pace);
-  const auto row_bytes = static_cast<uint32_t>(phase.row_bytes);
   // Time that a full ring has taken is not made up for.
   due = static_cast<int>(now() - due) > 0 ? now() : due;
   if (__all_sync(~0U, multiplies(shared, p))) {
-#pragma unroll 1
-    for (int i = 0; i < terms; ++i) {
-      RowCopies copies{i == 0 ? piece.weight : piece.second_weight, phase.in,
-                       to + i * phase.tile_channels * row_bytes, row_bytes, piece.bytes};
-      copies.start(piece.rows, full);
-    }
+    fetch_at_once(phase, piece, to, full);
   } else {
     const bool second = lane >= piece.rows;
-    const int n = second ? lane - piece.rows : lane;
-    const __nv_bfloat16* from =
-        (second ? piece.second_weight : piece.weight) + static_cast<int64_t>(n) * phase.in;
-    to += (second ? phase.tile_channels + n : n) * row_bytes;
-    const uint32_t own = due + lane * step;
+    const uint32_t n = second ? lane - piece.rows : lane;
+    const char* from = (second ? piece.second : piece.from) + n * int64_t{phase.stride};
+    to += (second ? phase.tile_channels + n : n) * phase.row_bytes;
+    const uint32_t own = due + lane * phase.step;
     bool waits = lane < rows;
 #pragma unroll 1
     while (__any_sync(~0U, waits)) {
@@ -301,7 +337,7 @@ __device__ __forceinline__ void fetch_piece(const LinearsPhase& phase, const Til
       }
     }
   }
-  due += rows * step;
+  due += rows * phase.step;
 }
 
 // What the last warp of a block does; attends(phase, share): ahead of a phase of
@@ -312,11 +348,10 @@ __device__ __forceinline__ void fetch_program(const RowProgramArgs& program, uin
   DescriptionWords words;
   words.read(program, 0);
   auto due = static_cast<uint32_t>(clock());
-  int stage = 0;
-  uint32_t round = 0;
+  StagePlace place{};
 #pragma unroll 1
   for (int p = 0; p < program.phases; ++p) {
-    const RowPhase& described = describe_phase(program, p, words, shared);
+    const RowPhase& described = describe_phase(program, p, place, words, shared);
     if (described.attends) {
       attends(described.attention, shared.head[p % kDescribedPhases]);
       continue;
@@ -324,23 +359,24 @@ __device__ __forceinline__ void fetch_program(const RowProgramArgs& program, uin
     const LinearsPhase& phase = described.linears;
     const BlockShare& share = shared.share[p % kDescribedPhases];
     prefetch_adapter(phase, share);
-    int tile = 0;
+    const PhaseRows rows(phase, share);
+    const int pieces = phase.pieces;
+    const int items = share.items;
+    uint32_t tile = 0;
     int piece = 0;
 #pragma unroll 1
-    for (int item = 0; item < share.items; ++item) {
-      if (round > 0) {
-        wait_for_barrier(shared_address(shared.empty + stage), (round - 1) % 2);
+    for (int item = 0; item < items; ++item) {
+      const TilePiece next(rows, tile, piece);
+      if (place.round > 0) {
+        wait_for_barrier(shared_address(shared.empty + place.stage), (place.round - 1) % 2);
       }
-      fetch_piece(phase, tile_piece(phase, share, tile, piece), ring + stage * program.stage_bytes,
-                  shared_address(shared.full + stage), p, shared, due);
-      if (++piece == phase.pieces) {
+      fetch_piece(rows, next, ring + place.stage * program.stage_bytes,
+                  shared_address(shared.full + place.stage), p, shared, due);
+      if (++piece == pieces) {
         piece = 0;
         ++tile;
       }
-      if (++stage == program.stages) {
-        stage = 0;
-        ++round;
-      }
+      place.advance(1, program.stages);
     }
   }
 }

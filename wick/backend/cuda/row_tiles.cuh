@@ -94,20 +94,6 @@ __device__ __forceinline__ TileLane lane_of(const LinearsPhase& phase, uint32_t 
   return {x + at, min(row, last_row) * phase.row_bytes + at, high * phase.row_bytes + at};
 }
 
-// A place in the ring.
-struct StagePlace {
-  int stage = 0;
-  uint32_t round = 0;
-
-  __device__ __forceinline__ void advance(int count, int stages) {
-    stage += count;
-    while (stage >= stages) {
-      stage -= stages;
-      ++round;
-    }
-  }
-};
-
 // A warp's runs of a piece of `columns`.
 __device__ __forceinline__ int runs_of(int columns) {
   const int warp = static_cast<int>(threadIdx.x) / 32 % kGroupWarps;
@@ -127,26 +113,17 @@ struct TileWork {
   StagePlace at;  // its first piece
 };
 
-// `place` is that of the phase's first piece, and then behind its last.
-__device__ __forceinline__ TileWork tile_work(const LinearsPhase& phase, int items, uint32_t x,
-                                              uint32_t parts, const RowProgramArgs& program,
-                                              StagePlace& place) {
+__device__ __forceinline__ TileWork tile_work(const LinearsPhase& phase, const BlockShare& share,
+                                              uint32_t x, uint32_t parts,
+                                              const RowProgramArgs& program) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  TileWork work{lane_of(phase, x),
-                parts,
-                items,
-                phase.pieces,
-                phase.columns,
-                phase.in,
-                phase.split,
-                program.stages,
-                program.stage_bytes,
-                runs_of(phase.columns),
-                place};
+  TileWork work{
+      lane_of(phase, x), parts,       share.items,    phase.pieces,        phase.columns,
+      phase.in,          phase.split, program.stages, program.stage_bytes, runs_of(phase.columns),
+      share.place};
   hold(work.stages);
   hold(work.stage_bytes);
   work.at.advance(warp / kGroupWarps, work.stages);
-  place.advance(items, work.stages);
   const int first_tile = work.pieces == 1 ? warp / kGroupWarps : 0;
   work.parts += 4 * (first_tile * kTileRows * work.split + warp % work.split);
   hold(work.lane.x);
