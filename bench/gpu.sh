@@ -34,7 +34,7 @@ chmod +x "$folder/wick"
 status=0
 PYTORCH_ALLOC_CONF=expandable_segments:True "$python" "$here/compare.py" --device cuda \
   --wick "$folder/wick" --torch-python "$python" --output "$output" \
-  --rounds 4 --samples 10 --budget 0.3 --deadline 420 "$@" 2>"$folder/progress" || status=$?
+  --rounds 4 --heavy-rounds 3 --samples 10 --budget 0.3 --deadline 420 "$@" 2>"$folder/progress" || status=$?
 grep -E '^(FAILED|no |torch: not)' "$folder/progress" || true
 [ "$status" = 0 ] || tail -n 5 "$folder/progress"
 "$python" "$here/print_samples.py" "$output"
