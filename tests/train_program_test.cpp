@@ -105,6 +105,30 @@ TEST_F(TrainProgram, KilledAtAnyMomentItGoesOnToTheSameBytes) {
   EXPECT_EQ(losses("killed"), losses("whole"));
 }
 
+TEST_F(TrainProgram, StoppedBetweenTheFilesOfItsFirstSaveItGoesOn) {
+  const std::vector<std::string> settings = {"--steps", "6", "--save-every", "3"};
+  ASSERT_EQ(start("whole", settings).wait(), 0);
+
+  // No file can be put where a folder is, so the first save ends when the adapter is to be put
+  // there.
+  const fs::path adapter = path("stopped") / "adapter_model.safetensors";
+  fs::create_directories(adapter);
+  std::vector<std::string> overwriting = settings;
+  overwriting.emplace_back("--overwrite");
+  const Child stopped = start("stopped", overwriting);
+  EXPECT_EQ(stopped.wait(), 1);
+  EXPECT_NE(stopped.err().find(adapter.string()), std::string::npos) << stopped.err();
+  EXPECT_TRUE(fs::exists(path("stopped") / "checkpoint" / "state.safetensors"));
+
+  fs::remove(adapter);
+  std::vector<std::string> resumed = settings;
+  resumed.emplace_back("--resume");
+  const Child last = start("stopped", resumed);
+  ASSERT_EQ(last.wait(), 0) << last.err();
+  EXPECT_EQ(adapter_bytes("stopped"), adapter_bytes("whole"));
+  EXPECT_EQ(losses("stopped"), losses("whole"));
+}
+
 TEST_F(TrainProgram, AnInterruptSavesAndSaysHowToGoOn) {
   for (const int signal : {SIGINT, SIGTERM}) {
     const std::string output = "out" + std::to_string(signal);

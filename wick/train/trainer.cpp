@@ -285,8 +285,10 @@ Validation Trainer::validate(const char* set, const Dataset& data) {
 
 void Trainer::save() {
   if (leads()) {
-    weights_->save(folder_->path());
+    // The state first: a run that is killed between the two goes on from it, and ends by writing
+    // the weights. Weights of a first save without a state could not be gone on from.
     save_train_state(backend_, folder_->state_file(), state_, state_tensors());
+    weights_->save(folder_->path());
     metrics_file_->write_chart(folder_->chart_file());
     saved_step_ = state_.step;
     reporter_.on_saved(state_.step, folder_->path());
