@@ -12,6 +12,8 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
+
 #include "wick/backend/cpu/few_rows.h"
 #include "wick/backend/cpu/simd_inl.h"
 
