@@ -64,9 +64,9 @@ HWY_INLINE void store_columns(const FewRowsProduct& p, const VF* sum, int64_t m,
   }
 }
 
-// ---- pairs of vectors of weights. One load for a cache line of them, where they are in bf16 or
-// f16: the second of two loads waits for the line that the first has missed, and a core then gets
-// 16 GB/s of the 25 that memory has for it. arrange_left() puts the left side in the same order.
+// ---- pairs of vectors of weights: a cache line of them, where they are in bf16 or f16. With loads
+// of half a line, each widened on its way, a core gets 16 GB/s of the 25 that memory has for it.
+// arrange_left() puts the left side in the same order.
 
 template <class Weight>
 HWY_INLINE void load_pair(DF d, const Weight* from, VF& first, VF& second) {
