@@ -159,9 +159,7 @@ std::string as_json(const std::vector<Scores>& columns, size_t questions) {
 void run_evaluate(const EvaluateFlags& flags) {
   check(!flags.compare || !flags.model.adapter.empty(), "--compare needs an --adapter");
   const fs::path file = evaluation_file(flags.data);
-  DeviceFlags device = flags.device;
-  device.copy_adopted = flags.exact_match;
-  const std::unique_ptr<Backend> backend = device.make();
+  const std::unique_ptr<Backend> backend = flags.device.make({.copy_adopted = flags.exact_match});
   Bundle bundle = open_bundle(*backend, flags.model.model);
   flags.device.check_matmul_precision(*backend, bundle.decoder->matmul_precision());
   const Dataset dataset = read_samples(flags, file, bundle);

@@ -93,7 +93,7 @@ constexpr const char* kExamples =
 
 void run_generate(GenerateFlags& flags) {
   const std::string prompt = read_prompt(flags);
-  const std::unique_ptr<Backend> backend = flags.device.make();
+  const std::unique_ptr<Backend> backend = flags.device.make({.copy_adopted = true});
   const Bundle bundle = open_bundle(*backend, flags.model.model);
   flags.device.check_matmul_precision(*backend, bundle.decoder->matmul_precision());
   const AttachedAdapter adapter = attach_adapter(*backend, bundle.decoder->linears(), flags.model);
@@ -123,7 +123,6 @@ void add_generate(CLI::App& app) {
       ->allow_extra_args(false);
   add_sampling_flags(verb, flags->options.sampling);
   flags->device.add_to(verb);
-  flags->device.copy_adopted = true;
   flags->device.add_matmul_precision_to(verb);
   verb.footer(kExamples);
   verb.callback([flags] { run_generate(*flags); });

@@ -333,7 +333,7 @@ TrainResult run_as_one_of(Communicator& ranks, ProfiledDevice& device, const Tra
 std::unique_ptr<Backend> make_device(Communicator& processes, TrainFlags& flags) {
   return together(processes, [&] {
     settle_options(flags);
-    return flags.device.make(processes.place());
+    return flags.device.make({.place = processes.place()});
   });
 }
 

@@ -1,7 +1,6 @@
 // Flags that several verbs share.
 #include "cli/common_options.h"
 
-#include "wick/backend/registry.h"
 #include "wick/base/error.h"
 #include "wick/base/log.h"
 
@@ -31,8 +30,8 @@ void DeviceFlags::add_matmul_precision_to(CLI::App& verb) {
       ->group("Device");
 }
 
-std::unique_ptr<Backend> DeviceFlags::make(const Place& place) const {
-  BackendOptions options{.threads = threads, .place = place, .copy_adopted = copy_adopted};
+std::unique_ptr<Backend> DeviceFlags::make(BackendOptions options) const {
+  options.threads = threads;
   if (matmul_precision == "auto") {
     options.matmul_precision.reset();
   } else if (matmul_precision == "medium") {

@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 
+#include "wick/backend/registry.h"
 #include "wick/core/backend.h"
 #include "wick/core/communicator.h"
 
@@ -19,14 +20,14 @@ struct DeviceFlags {
   std::string device = "auto";
   int threads = 0;
   std::string matmul_precision = "highest";
-  bool copy_adopted = false;  // as of BackendOptions; for verbs that decode
 
   void add_to(CLI::App& verb);
   void add_matmul_precision_to(CLI::App& verb);  // its default is auto
   // Throws Error where the products of a model at `precision` are not what the flag asks for; warns
   // where it asks for medium and that is no faster, or changes nothing.
   void check_matmul_precision(const Backend& backend, MatmulPrecision precision) const;
-  std::unique_ptr<Backend> make(const Place& place = {}) const;
+  // `options`: what the flags do not say.
+  std::unique_ptr<Backend> make(BackendOptions options = {}) const;
 };
 
 // --model, and for verbs that can use one --adapter.

@@ -96,18 +96,11 @@ Tensor SafetensorsFile::load(Backend& backend, std::string_view name) const {
   const DType type = dtype(name);
   const Shape extents = shape(name);
   const std::span<const std::byte> host = bytes(name);
-  // Older writers do not pad the header, so the data may lie at any address: kernels may not read
-  // numbers there.
-  if (reinterpret_cast<uintptr_t>(host.data()) % size_of(type) == 0) {
-    Tensor tensor = backend.adopt(host, file_, extents, type);
-    if (tensor.address() != host.data()) {
-      file_->forget(host);
-    }
-    return tensor;
+  Tensor tensor = backend.adopt(host, file_, extents, type);
+  if (tensor.address() != host.data()) {
+    file_->forget(host);  // the device has a copy
   }
-  Tensor copy = backend.allocate(extents, type);
-  backend.upload(host, copy);
-  return copy;
+  return tensor;
 }
 
 SafetensorsItem safetensors_item(std::string name, const Shape& shape,

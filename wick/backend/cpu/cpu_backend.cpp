@@ -63,6 +63,8 @@ bool CpuBackend::has_room_to_copy(size_t bytes) const {
 Tensor CpuBackend::adopt(std::span<const std::byte> host, std::shared_ptr<const void> owner,
                          const Shape& shape, DType dtype) {
   assert(host.size() == checked_bytes(shape, dtype));
+  // Older writers of safetensors do not pad the header, so the data may lie at any address: kernels
+  // may not read numbers there.
   const bool readable = reinterpret_cast<uintptr_t>(host.data()) % size_of(dtype) == 0;
   if (!readable || (copy_adopted_ && has_room_to_copy(host.size()))) {
     Tensor copied = allocate(shape, dtype);

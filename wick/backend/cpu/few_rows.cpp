@@ -83,10 +83,29 @@ void shrink(const Tensor& x, const RankTask& task) {
   }
 }
 
-// x as the products with weights of one type read it, until the end of the run.
-struct ArrangedLeft {
-  const float* for_bf16 = nullptr;
-  const float* for_others = nullptr;
+// x as the products with weights of their types read it.
+class ArrangedLeft {
+ public:
+  ArrangedLeft(const Context& context, const Tensor& x, std::span<const LinearTerm> terms)
+      : places_(context.scratch, 2 * x.rows() * left_stride(x.columns())),
+        for_others_(places_.data() + x.rows() * left_stride(x.columns())) {
+    const auto arrange = [&](bool split, float* to) {
+      if (std::ranges::any_of(terms,
+                              [&](const auto& term) { return is_bf16(term.weight) == split; })) {
+        HWY_DYNAMIC_DISPATCH(ArrangeLeft)(x.data<float>(), x.rows(), x.columns(), split, to);
+      }
+    };
+    arrange(true, places_.data());
+    arrange(false, for_others_);
+  }
+
+  const float* of(const Tensor& weight) const {
+    return is_bf16(weight) ? places_.data() : for_others_;
+  }
+
+ private:
+  Scratch places_;
+  float* for_others_;
 };
 
 void multiply_columns(const Tensor& x, const ArrangedLeft& left, bool accumulate,
@@ -101,9 +120,9 @@ void multiply_columns(const Tensor& x, const ArrangedLeft& left, bool accumulate
     }
   }
   with_elements(term.weight, [&](const auto* weights) {
-    multiply({is_bf16(term.weight) ? left.for_bf16 : left.for_others, left_stride(x.columns()),
-              task.bias, x.rows(), term.y.columns(), x.columns(), task.begin, task.end, accumulate,
-              term.y.data<float>(), adapted ? adapters.data() : nullptr},
+    multiply({left.of(term.weight), left_stride(x.columns()), task.bias, x.rows(), term.y.columns(),
+              x.columns(), task.begin, task.end, accumulate, term.y.data<float>(),
+              adapted ? adapters.data() : nullptr},
              weights);
   });
 }
@@ -147,22 +166,7 @@ void run_columns(const Context& context, const Tensor& x, bool accumulate,
   }
   const Scratch wide_biases(context.scratch, biases);
   float* bias = wide_biases.data();
-  const auto halves =
-      std::ranges::count_if(terms, [](const LinearTerm& term) { return is_bf16(term.weight); });
-  const bool others = halves < std::ssize(terms);
-  const int64_t arranged = x.rows() * left_stride(K);
-  const Scratch left_side(context.scratch, (halves > 0 ? arranged : 0) + (others ? arranged : 0));
-  ArrangedLeft left;
-  float* place = left_side.data();
-  if (halves > 0) {
-    HWY_DYNAMIC_DISPATCH(ArrangeLeft)(x.data<float>(), x.rows(), K, true, place);
-    left.for_bf16 = place;
-    place += arranged;
-  }
-  if (others) {
-    HWY_DYNAMIC_DISPATCH(ArrangeLeft)(x.data<float>(), x.rows(), K, false, place);
-    left.for_others = place;
-  }
+  const ArrangedLeft left(context, x, terms);
   // Tasks of whole weight rows, some 64k weights each.
   const int64_t columns = std::max<int64_t>(4, rows_of(65536, K) / 4 * 4);
   std::vector<ColumnTask> tasks;
