@@ -13,6 +13,7 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "wick/backend/cpu/few_rows.h"
 #include "wick/backend/cpu/simd_inl.h"
@@ -129,19 +130,26 @@ HWY_INLINE void arrange_left(const float* from, int64_t K, int64_t padded, bool 
 }
 
 // Adds to sums[j][m + i] the products of `depth` elements of rows m + i of a (kRows of them) and of
-// rows j of b (kColumns, K apart). Meanwhile as many bytes as it reads of b are asked for, from the
-// address `ahead` on, unless that is 0.
-template <int64_t kRows, int64_t kColumns, class Weight>
+// rows j of b (kColumns, K apart). Where kAsk, each line of b that is read asks for the one `ahead`
+// bytes behind it. The loop holds nothing but loads and products: what else is in it, be it the
+// address of a row, is missing where the core looks ahead for loads to begin.
+template <int64_t kRows, int64_t kColumns, bool kAsk, class Weight>
 HWY_INLINE void dot_block(const FewRowsProduct& p, int64_t m, const float* a, const Weight* b,
-                          int64_t depth, uintptr_t ahead, VF (*sums)[kFewRows]) {
+                          int64_t depth, int64_t ahead, VF (*sums)[kFewRows]) {
   const DF d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   // Enough sums to hide the delay of an addition, and no more than there are registers for.
   constexpr int64_t kDots = kRows * kColumns;
   constexpr int64_t kPairs = kDots == 1 ? 2 : 1;
   constexpr int64_t kChains = kDots == 1 ? 4 : kDots <= 8 ? 2 : 1;
+  const float* left[kRows];
+  const Weight* right[kColumns];
   VF sum[kColumns][kRows][kChains];
+  WICK_UNROLL for (int64_t i = 0; i < kRows; ++i) {
+    left[i] = a + (m + i) * p.stride;
+  }
   WICK_UNROLL for (int64_t j = 0; j < kColumns; ++j) {
+    right[j] = b + j * p.K;
     WICK_UNROLL for (int64_t i = 0; i < kRows; ++i) {
       WICK_UNROLL for (int64_t c = 0; c < kChains; ++c) {
         sum[j][i][c] = hn::Zero(d);
@@ -152,25 +160,28 @@ HWY_INLINE void dot_block(const FewRowsProduct& p, int64_t m, const float* a, co
     constexpr int64_t kSecond = kChains == 1 ? 0 : 1;
     const int64_t chain = 2 * pair;
     WICK_UNROLL for (int64_t i = 0; i < kRows; ++i) {
-      const float* left = a + (m + i) * p.stride + k;
       VF* to = sum[j][i] + chain;
-      to[0] = hn::MulAdd(hn::LoadU(d, left), first, to[0]);
-      to[kSecond] = hn::MulAdd(hn::LoadU(d, left + lanes), second, to[kSecond]);
+      to[0] = hn::MulAdd(hn::LoadU(d, left[i] + k), first, to[0]);
+      to[kSecond] = hn::MulAdd(hn::LoadU(d, left[i] + k + lanes), second, to[kSecond]);
     }
   };
   VF first;
   VF second;
   int64_t k = 0;
   for (; k + kPairs * 2 * lanes <= depth; k += kPairs * 2 * lanes) {
-    if (ahead != 0) {
-      const int64_t bytes = kColumns * kPairs * 2 * lanes * static_cast<int64_t>(sizeof(Weight));
-      ask_ahead(ahead, bytes);
-      ahead += bytes;
-    }
     WICK_UNROLL for (int64_t pair = 0; pair < kPairs; ++pair) {
       WICK_UNROLL for (int64_t j = 0; j < kColumns; ++j) {
         const int64_t at = k + pair * 2 * lanes;
-        load_pair(d, b + j * p.K + at, first, second);
+        if (kAsk && pair == 0) {
+          // The lines of one stream at once, those of several each just before its load: asked for
+          // together, four streams give 20 GB/s in place of 23.
+          if (kRows == 1) {
+            std::atomic_signal_fence(std::memory_order_seq_cst);
+          }
+          ask_ahead(reinterpret_cast<uintptr_t>(right[j] + at) + ahead,
+                    kPairs * 2 * lanes * static_cast<int64_t>(sizeof(Weight)));
+        }
+        load_pair(d, right[j] + at, first, second);
         add(at, pair, j, first, second);
       }
     }
@@ -179,9 +190,9 @@ HWY_INLINE void dot_block(const FewRowsProduct& p, int64_t m, const float* a, co
     const int64_t rest = HWY_MIN(2 * lanes, depth - k);
     WICK_UNROLL for (int64_t j = 0; j < kColumns; ++j) {
       if (rest == 2 * lanes) {
-        load_pair(d, b + j * p.K + k, first, second);
+        load_pair(d, right[j] + k, first, second);
       } else {
-        load_pair_part(d, b + j * p.K + k, rest, first, second);
+        load_pair_part(d, right[j] + k, rest, first, second);
       }
       add(k, 0, j, first, second);
     }
@@ -195,19 +206,31 @@ HWY_INLINE void dot_block(const FewRowsProduct& p, int64_t m, const float* a, co
   }
 }
 
-// The same for all rows of a.
+// The same for all rows of a. The first of them ask ahead, unless that is 0.
 template <int64_t kColumns, class Weight>
 HWY_INLINE void dot_rows(const FewRowsProduct& p, const float* a, const Weight* b, int64_t depth,
-                         uintptr_t ahead, VF (*sums)[kFewRows]) {
+                         int64_t ahead, VF (*sums)[kFewRows]) {
   int64_t m = 0;
   for (; m + 4 <= p.M; m += 4) {
-    dot_block<4, kColumns>(p, m, a, b, depth, m == 0 ? ahead : 0, sums);
+    if (m == 0 && ahead != 0) {
+      dot_block<4, kColumns, true>(p, m, a, b, depth, ahead, sums);
+    } else {
+      dot_block<4, kColumns, false>(p, m, a, b, depth, 0, sums);
+    }
   }
   for (; m + 2 <= p.M; m += 2) {
-    dot_block<2, kColumns>(p, m, a, b, depth, m == 0 ? ahead : 0, sums);
+    if (m == 0 && ahead != 0) {
+      dot_block<2, kColumns, true>(p, m, a, b, depth, ahead, sums);
+    } else {
+      dot_block<2, kColumns, false>(p, m, a, b, depth, 0, sums);
+    }
   }
   if (m < p.M) {
-    dot_block<1, kColumns>(p, m, a, b, depth, m == 0 ? ahead : 0, sums);
+    if (m == 0 && ahead != 0) {
+      dot_block<1, kColumns, true>(p, m, a, b, depth, ahead, sums);
+    } else {
+      dot_block<1, kColumns, false>(p, m, a, b, depth, 0, sums);
+    }
   }
 }
 
@@ -252,8 +275,8 @@ template <class Weight>
 HWY_INLINE void multiply_few_rows(const FewRowsProduct& p, const Weight* b) {
   // Short rows of b, one after the other, are one stream, which the memory foresees, and their
   // beginnings are asked for. Where the rows of a and that stream would push each other out of the
-  // first cache, four rows of b are read at once for one reading of a, and the next four, as they
-  // lie, are asked for meanwhile: only the second cache then waits for memory.
+  // first cache, four rows of b are read at once for one reading of a, and each asks for what lies
+  // four rows further: only the second cache then waits for memory.
   constexpr int64_t kCached = 2048;
   const bool whole = p.M * p.K <= kCached;
   const int64_t piece = whole || p.M == 1 ? p.K : 256;
@@ -271,18 +294,15 @@ HWY_INLINE void multiply_few_rows(const FewRowsProduct& p, const Weight* b) {
       }
     }
     const Weight* rows = b + n * p.K;
-    uintptr_t ahead = n + 8 <= p.N ? reinterpret_cast<uintptr_t>(rows + 4 * p.K) : 0;
+    const int64_t four_rows = n + 8 <= p.N ? 4 * p.K * static_cast<int64_t>(sizeof(Weight)) : 0;
     for (int64_t k = 0; k < p.K; k += piece) {
       const int64_t depth = HWY_MIN(piece, p.K - k);
       if (!whole && columns == 4) {
-        dot_rows<4>(p, p.a + k, rows + k, depth, ahead, sums);
-        ahead += ahead != 0 ? 4 * depth * sizeof(Weight) : 0;
+        dot_rows<4>(p, p.a + k, rows + k, depth, four_rows, sums);
         continue;
       }
       for (int64_t j = 0; j < columns; ++j) {
-        const Weight* row = rows + j * p.K + k;
-        dot_rows<1>(p, p.a + k, row, depth, reinterpret_cast<uintptr_t>(row) + kStreamAhead,
-                    sums + j);
+        dot_rows<1>(p, p.a + k, rows + j * p.K + k, depth, kStreamAhead, sums + j);
       }
     }
     for (int64_t m = 0; p.adapters != nullptr && m < p.M; ++m) {

@@ -93,7 +93,7 @@ HWY_INLINE VF load_part(DF d, const float* from, size_t count) {
 
 // So many bytes ahead of a stream from memory its lines are asked for: with it a core reads 25 GB/s
 // of products, with 256 or 1024 bytes the same or 1 less, with 2048 and more, or without, 17 to 22.
-constexpr uintptr_t kStreamAhead = 512;
+constexpr int64_t kStreamAhead = 512;
 
 // Asks for the lines of `bytes` from an address on to be in the second cache. They need not exist.
 HWY_INLINE void ask_ahead(uintptr_t from, int64_t bytes) {
