@@ -92,6 +92,7 @@ bool multiply(const Context& context, const Product& product, const void* bias) 
                           plan->c.get(), c, plan->c.get(), &plan->algorithm,
                           context.plans->workspace(), MatmulPlans::kWorkspaceBytes, context.stream),
            "matmul");
+  context.plans->marks().mark(context.stream, product.c);
   return true;
 }
 
