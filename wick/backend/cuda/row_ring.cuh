@@ -361,6 +361,7 @@ __device__ __forceinline__ void fetch_program(const RowProgramArgs& program, uin
       const TilePiece next(rows, tile, piece);
       if (place.round > 0) {
         wait_for_barrier(shared_address(shared.empty + place.stage), (place.round - 1) % 2);
+        follow_by_copies();
       }
       fetch_piece(rows, next, ring + place.stage * program.stage_bytes,
                   shared_address(shared.full + place.stage), p, shared,

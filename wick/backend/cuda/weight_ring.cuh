@@ -82,6 +82,14 @@ __device__ __forceinline__ void show_barriers_to_copies() {
 #endif
 }
 
+// What this thread, and those whose arrivals it has waited for, did to shared memory by loads and
+// stores comes ahead of the copies into it that the thread asks for next.
+__device__ __forceinline__ void follow_by_copies() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ void expect_bytes(uint32_t barrier, uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
