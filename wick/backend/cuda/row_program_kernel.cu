@@ -89,9 +89,6 @@ __global__ void __launch_bounds__(kProgramThreads, 1)
       auto* sum = reinterpret_cast<__nv_bfloat16*>(memory + sum_at);
       const RowWords words{program.exchange, rows, first_tag + static_cast<uint32_t>(p), p};
       if (phase.attends) {
-        if (threadIdx.x == 0) {
-          set_multiplies(shared, p);
-        }
         attend<kD, kHalves>(words, phase, shared.head[p % kDescribedPhases], work);
       } else {
         run_linears(program, p, phase, {words, work, sum, shared_address(memory)}, shared);

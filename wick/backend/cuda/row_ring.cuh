@@ -76,8 +76,8 @@ struct RowShared {
   uint64_t finished[kDescribedPhases];
   uint64_t full[kMostRowStages];
   uint64_t empty[kMostRowStages];
-  uint64_t row_there[kDescribedPhases];
   __align__(16) float squares[kProgramWarps];
+  int multiplies;  // the phase whose row is there; read and written by atomics alone
 };
 
 __device__ __forceinline__ void start_row_shared(RowShared& shared) {
@@ -89,7 +89,9 @@ __device__ __forceinline__ void start_row_shared(RowShared& shared) {
   if (lane < kDescribedPhases) {
     start_barrier_of(shared_address(shared.described + lane), 32);
     start_barrier_of(shared_address(shared.finished + lane), 32 * (kProgramWarps + 1));
-    start_barrier_of(shared_address(shared.row_there + lane), 1);
+  }
+  if (lane == 0) {
+    shared.multiplies = -1;
   }
   show_barriers_to_copies();
 }
@@ -192,14 +194,18 @@ __device__ __forceinline__ void prefetch_adapter(const LinearsPhase& phase,
   }
 }
 
-// By one worker, once a phase: its row is there, or it needs none; and whether that is so. The warp
-// that asks has seen the phase before of the same slot finished, so the parity tells.
+// That the row of phase p is there; and whether it is. An exchange, because racecheck takes only
+// that for a write that may meet reads.
 __device__ __forceinline__ void set_multiplies(RowShared& shared, int p) {
-  arrive(shared_address(shared.row_there + p % kDescribedPhases));
+  atomicExch(&shared.multiplies, p);
 }
 __device__ __forceinline__ bool multiplies(RowShared& shared, int p) {
-  return barrier_passed(shared_address(shared.row_there + p % kDescribedPhases),
-                        p / kDescribedPhases % 2);
+  int current;
+  asm volatile("ld.relaxed.cta.shared.s32 %0, [%1];"
+               : "=r"(current)
+               : "r"(shared_address(&shared.multiplies))
+               : "memory");
+  return current >= p;
 }
 
 // One lane of a warp that is together. The compiler knows that it is one: it asks for a copy at

@@ -15,10 +15,10 @@ StoreMarks::~StoreMarks() {
   nvtxDomainDestroy(domain_);
 }
 
-void StoreMarks::mark(cudaStream_t stream, const Tensor& tensor) const {
+void StoreMarks::mark(cudaStream_t stream, const void* address, size_t bytes) const {
   nvtxMemVirtualRangeDesc_t range{};
-  range.ptr = tensor.address();
-  range.size = tensor.bytes();
+  range.ptr = address;
+  range.size = bytes;
   nvtxMemMarkInitializedBatch_t batch{};
   batch.extCompatID = NVTX_EXT_COMPATID_MEM;
   batch.structSize = sizeof(batch);
@@ -37,7 +37,7 @@ namespace wick::cuda {
 
 StoreMarks::StoreMarks() = default;
 StoreMarks::~StoreMarks() = default;
-void StoreMarks::mark(cudaStream_t /*stream*/, const Tensor& /*tensor*/) const {}
+void StoreMarks::mark(cudaStream_t /*stream*/, const void* /*address*/, size_t /*bytes*/) const {}
 
 }  // namespace wick::cuda
 

@@ -8,7 +8,7 @@
 
 #include <cuda_runtime.h>
 
-#include "wick/core/tensor.h"
+#include <cstddef>
 
 struct nvtxDomainRegistration_st;
 
@@ -21,9 +21,9 @@ class StoreMarks {
   StoreMarks(const StoreMarks&) = delete;
   StoreMarks& operator=(const StoreMarks&) = delete;
 
-  // Work that is in the stream now stores all of `tensor`. Where no tool listens this costs a look
-  // at a pointer.
-  void mark(cudaStream_t stream, const Tensor& tensor) const;
+  // Work that is in the stream now stores all of it. Where no tool listens this costs a look at a
+  // pointer.
+  void mark(cudaStream_t stream, const void* address, size_t bytes) const;
 
  private:
   nvtxDomainRegistration_st* domain_ = nullptr;

@@ -122,25 +122,6 @@ __device__ __forceinline__ void wait_for_barrier(uint32_t barrier, uint32_t phas
 #endif
 }
 
-// Whether a wait for it would be over at once.
-__device__ __forceinline__ bool barrier_passed(uint32_t barrier, uint32_t phase) {
-#if __CUDA_ARCH__ >= 900
-  uint32_t passed;
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, done;\n"
-      "}"
-      : "=r"(passed)
-      : "r"(barrier), "r"(phase)
-      : "memory");
-  return passed != 0;
-#else
-  return true;
-#endif
-}
-
 // Where eight weights of a lane lie at step s of a chunk: in the order of memory, or for copies by
 // lanes in words of 16 bytes, lane beside lane.
 template <class W>
