@@ -101,7 +101,6 @@ __device__ __forceinline__ void fetch(const RowLinearsArgs& args, const RowShare
                        share.begin + cursor.column;
     const bool asks = (threadIdx.x & 31) == 0;
     if (kBulkCopies && asks) {
-      follow_by_copies();
       expect_bytes(barrier, CHANNELS * bytes);
     }
 #pragma unroll

@@ -11,8 +11,8 @@
 namespace wick::cuda {
 
 PinnedPlace PinnedPlaces::take(size_t bytes) {
-  const auto found = std::ranges::find_if(
-      free_, [&](const PinnedPlace& place) { return place.bytes >= bytes; });
+  const auto found =
+      std::ranges::find_if(free_, [&](const PinnedPlace& place) { return place.bytes >= bytes; });
   PinnedPlace place;
   if (found != free_.end()) {
     place = std::move(*found);
@@ -40,8 +40,8 @@ void PinnedReadback::begin(In from) {
   if (are_words(from.bytes(), from.address(), place_.memory.get())) {
     download_words(stream_, from.address(), from.bytes(), place_.memory.get());
   } else {
-    check_cuda(cudaMemcpyAsync(place_.memory.get(), from.address(), from.bytes(), cudaMemcpyDeviceToHost,
-                               stream_),
+    check_cuda(cudaMemcpyAsync(place_.memory.get(), from.address(), from.bytes(),
+                               cudaMemcpyDeviceToHost, stream_),
                "download");
   }
   check_cuda(cudaEventRecord(place_.arrived.get(), stream_), "download");

@@ -133,9 +133,8 @@ bool RowPlanner::share_out(RowOperation& operation, Needs& needs) const {
     }
     needs.head_width = operation.head_width;
     phase.most_blocks = std::min(phase.most_blocks, static_cast<int>(needs.blocks) / phase.call.G);
-    needs.work =
-        std::max(needs.work, attention_work_bytes(operation.head_width > 64, phase.writers,
-                                                  phase.call.H / phase.call.G));
+    needs.work = std::max(needs.work, attention_work_bytes(operation.head_width > 64, phase.writers,
+                                                           phase.call.H / phase.call.G));
     return true;
   }
   LinearsPhase& phase = operation.phase.linears;
@@ -160,8 +159,7 @@ std::optional<RowProgramPlan> RowPlanner::plan_of(const Needs& needs) const {
   const auto most_bytes = static_cast<int64_t>(context_.shared_bytes);
   const int64_t shared_bytes =
       needs.many_bytes ? most_bytes : std::min(most_bytes, kSharedBytesOfFew);
-  const int64_t own =
-      shared_bytes - row_shared_bytes() - aligned(needs.row) - aligned(needs.work);
+  const int64_t own = shared_bytes - row_shared_bytes() - aligned(needs.row) - aligned(needs.work);
   plan.stage_bytes = ceil_div(needs.stage_bytes, 128) * 128;
   if (plan.stage_bytes > 0) {
     plan.stages =
@@ -171,8 +169,7 @@ std::optional<RowProgramPlan> RowPlanner::plan_of(const Needs& needs) const {
   // group's, or of two phases, so that nobody waits for a round of a stage before the one before
   // has come, which the parity of its barrier would not tell from the round before that.
   plan.stages -= plan.stages > 1 ? plan.stages % 2 : 0;
-  if (own < 0 ||
-      (needs.places > 0 && plan.stages < std::min(kLeastStages, needs.places / 2 * 2)) ||
+  if (own < 0 || (needs.places > 0 && plan.stages < std::min(kLeastStages, needs.places / 2 * 2)) ||
       (needs.places > 1 && plan.stages < 2)) {
     return std::nullopt;
   }

@@ -88,9 +88,9 @@ struct RowProgram::State {
   };
   std::unique_ptr<void, Free> memory;
   bool waits = false;
-  RowPlanner planner;  // has the operations that wait
+  RowPlanner planner;              // has the operations that wait
   std::vector<Addresses> results;  // that they write
-  Tensor kept;  // the row that the last norm is of
+  Tensor kept;                     // the row that the last norm is of
 
   bool usable() const { return context.compute_capability >= 90; }
   void make_exchange();

@@ -370,8 +370,7 @@ __device__ __forceinline__ void fetch_program(const RowProgramArgs& program, uin
         follow_by_copies();
       }
       fetch_piece(rows, next, ring + place.stage * program.stage_bytes,
-                  shared_address(shared.full + place.stage), p, shared,
-                  row_there, due);
+                  shared_address(shared.full + place.stage), p, shared, row_there, due);
       if (++piece == pieces) {
         piece = 0;
         ++tile;

@@ -82,8 +82,10 @@ __device__ __forceinline__ void show_barriers_to_copies() {
 #endif
 }
 
-// What this thread, and those whose arrivals it has waited for, did to shared memory by loads and
-// stores comes ahead of the copies into it that the thread asks for next.
+// What this thread did to shared memory by loads and stores, and those did that it has waited for,
+// comes ahead of copies into it that are asked for later. One such fence on the way from a load to
+// a copy is what the memory model wants (PTX ISA, "Causality order"); racecheck looks for it in the
+// thread that loads alone.
 __device__ __forceinline__ void follow_by_copies() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
