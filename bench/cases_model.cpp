@@ -112,7 +112,7 @@ Case decode_case(const NamedShape& shape, int64_t prompt, int64_t tokens, DType 
   c.prepare = [=, config = shape.config](Backend& be) {
     std::shared_ptr<Decoder> decoder = random_decoder(be, config, dtype);
     if (rank > 0) {
-      attach_everywhere(be, *decoder, rank);
+      attach_everywhere(be, *decoder, rank).keep_for_inference(be);
     }
     const std::vector<int32_t> ids = some_ids(prompt);
     auto last = std::make_shared<Generation>();

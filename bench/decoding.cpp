@@ -115,7 +115,8 @@ nlohmann::ordered_json run_decoding(Backend& backend, ThreadPool& readers, const
   check(backend.name() == "cpu", "bench: decoding in turns is for the CPU, not for {}",
         backend.name());
   const std::unique_ptr<Decoder> decoder = random_decoder(backend, shape.config, DType::bf16);
-  const AttachedAdapter adapter = attach_everywhere(backend, *decoder, kRank);
+  AttachedAdapter adapter = attach_everywhere(backend, *decoder, kRank);
+  adapter.keep_for_inference(backend);
   const MemoryReader memory(readers);
   Switch on_and_off(adapter);
   Turns turns(on_and_off, memory, readers.threads());
@@ -128,7 +129,8 @@ nlohmann::ordered_json run_decoding(Backend& backend, ThreadPool& readers, const
            });
   const auto& [base, adapted] = turns.sides;
   const double bytes = product_parameters(shape.config) * size_of(DType::bf16);
-  const double adapter_bytes = adapter_parameters(shape.config, kRank) * size_of(DType::f32);
+  const double adapter_bytes =
+      adapter_parameters(shape.config, kRank) * size_of(adapter.values.dtype());
   std::vector<double> ratios;
   std::vector<double> shares;
   for (size_t i = 0; i < base.seconds.size(); ++i) {

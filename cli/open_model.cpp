@@ -16,7 +16,9 @@ AttachedAdapter attach_adapter(Backend& backend, std::span<LinearLayer* const> l
   if (!warning.empty()) {
     log_message(LogLevel::warning, warning);
   }
-  return attach(backend, layers, adapter, Trainable::no);
+  AttachedAdapter attached = attach(backend, layers, adapter, Trainable::no);
+  attached.keep_for_inference(backend);
+  return attached;
 }
 
 }  // namespace wick

@@ -6,7 +6,10 @@
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <span>
+#include <vector>
 
+#include "tests/reference/lora.h"
 #include "tests/reference/matmul.h"
 #include "tests/support/conformance.h"
 #include "wick/backend/registry.h"
@@ -17,6 +20,7 @@ namespace {
 using test::Conformance;
 using test::poisoned;
 using test::upload;
+using test::upload_ids;
 using test::Values;
 
 INSTANTIATE_TEST_SUITE_P(, Conformance, ::testing::ValuesIn(test::conformance_cases()),
@@ -127,6 +131,79 @@ TEST_P(Conformance, MatmulOfGreatDepthAddsUpAllParts) {
           }
         }
       }
+    }
+  }
+}
+
+// An adapter in bf16 is taken as it is, by few rows and by many, alone and one of several.
+TEST_P(Conformance, ForwardProductsTakeAdaptersInBf16) {
+  if (GetParam().device != "cpu") {
+    GTEST_SKIP() << "a choice of the CPU alone: elsewhere adapters are f32";
+  }
+  take_matmul_precision(MatmulPrecision::medium);
+  for (const auto& backend : backends_) {
+    ASSERT_EQ(backend->adapter_type(DType::bf16), DType::bf16);
+    ASSERT_EQ(backend->adapter_type(DType::f32), DType::f32);
+  }
+  constexpr int64_t in = 333;
+  constexpr int64_t out = 75;
+  constexpr std::array<int64_t, 3> kRanks = {16, 3, 40};
+  std::vector<Values> a;
+  std::vector<Values> b;
+  std::vector<reference::Adapter<double>> adapters;
+  for (const int64_t rank : kRanks) {
+    a.push_back(random(rank * in, DType::bf16));
+    b.push_back(random(out * rank, DType::bf16, 0.25));  // so that sums stay near 1
+  }
+  for (size_t i = 0; i < kRanks.size(); ++i) {
+    adapters.push_back({a[i].data(), b[i].data(), kRanks[i], 0.5 + static_cast<double>(i)});
+  }
+  const Values weight = random(out * in, DType::bf16);
+  const auto factors_on = [&](Backend& backend) {
+    std::vector<LoraFactors> factors;
+    for (size_t i = 0; i < kRanks.size(); ++i) {
+      factors.push_back({upload(backend, a[i], {kRanks[i], in}, DType::bf16),
+                         upload(backend, b[i], {out, kRanks[i]}, DType::bf16),
+                         static_cast<float>(adapters[i].scaling)});
+    }
+    return factors;
+  };
+  for (const int64_t T : {1, 6, 16, 40}) {
+    for (const bool several : {false, true}) {
+      SCOPED_TRACE(fmt::format("T {} several {}", T, several));
+      std::vector<int32_t> rows = several ? random_ids(T, 4) : std::vector<int32_t>(T, 1);
+      for (int32_t& row : rows) {
+        row -= 1;  // -1: no adapter
+      }
+      const Values x = random(T * in);
+      Values s(T * 40);
+      Values delta(T * out);
+      reference::lora_forward(x.data(), adapters.data(), rows.data(), {T, in, out, 40}, s.data(),
+                              delta.data());
+      Values y = delta;
+      reference::matmul(x.data(), weight.data(), static_cast<const double*>(nullptr),
+                        MatmulForm::nt, true, {T, out, in}, y.data());
+      expect_outputs(
+          [&](Backend& backend) {
+            const std::vector<LoraFactors> factors = factors_on(backend);
+            const Tensor row_adapter = several ? upload_ids(backend, rows, {T}) : Tensor();
+            const Tensor on_device = upload(backend, x, {T, in});
+            std::vector<Tensor> outputs = {poisoned(backend, {T, out})};
+            backend.lora_delta(on_device, factors, row_adapter, poisoned(backend, {T, 40}),
+                               outputs[0]);
+            if (T <= 16) {  // of more rows, x would be rounded
+              LinearTerm term;
+              term.weight = upload(backend, weight, {out, in}, DType::bf16);
+              term.adapters = factors;
+              term.row_adapter = row_adapter;
+              term.s = poisoned(backend, {T, 40});
+              term.y = poisoned(backend, {T, out});
+              backend.linears(on_device, std::span(&term, 1));
+              outputs.push_back(term.y);
+            }
+            return outputs;
+          },
+          T <= 16 ? std::vector<Values>{delta, y} : std::vector<Values>{delta});
     }
   }
 }

@@ -1,4 +1,5 @@
 // Attaching new and loaded adapters to layers, and merging.
+#include <fmt/core.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -253,6 +254,43 @@ TEST_F(Attach, MergingRoundsOnce) {
       }
     }
     attached.detach();
+  }
+}
+
+TEST_F(Attach, WhatIsKeptForInferenceIsRoundedWhereProductsRoundToo) {
+  constexpr float kNoBf16 = 1.001F;
+  Adapter adapter = loaded();
+  adapter.entries[0].a[0] = kNoBf16;
+  for (const auto precision : {MatmulPrecision::highest, MatmulPrecision::medium}) {
+    for (const DType base : {DType::f32, DType::bf16}) {
+      SCOPED_TRACE(fmt::format("{} {}", static_cast<int>(precision), name_of(base)));
+      backend_ = make_backend("cpu", {.threads = 1, .matmul_precision = precision});
+      layers_[0]->weight.value = weight(6, 4, base);
+      layers_[2]->weight.value = weight(6, 4, base);
+      AttachedAdapter attached = attach(*backend_, layers_, adapter, Trainable::yes);
+      attached.keep_for_inference(*backend_);
+      EXPECT_FALSE(layers_[0]->trainable());
+      const bool rounds = precision == MatmulPrecision::medium && base == DType::bf16;
+      const Tensor& a = layers_[0]->lora->a.value;
+      EXPECT_EQ(attached.values.dtype(), rounds ? DType::bf16 : DType::f32);
+      EXPECT_EQ(a.dtype(), attached.values.dtype());
+      const Tensor wide = backend_->allocate(a.shape(), DType::f32);
+      backend_->cast(a, wide);
+      std::vector<float> expected = adapter.entries[0].a;
+      expected[0] = rounds ? 1.0F : kNoBf16;
+      EXPECT_EQ(to_host(*backend_, wide), expected);
+      if (rounds) {  // what was rounded goes nowhere
+        EXPECT_EQ(message_of([&] { attached.to_adapter(*backend_); }),
+                  "adapter: its factors were rounded to bf16 for inference; attach it anew to save "
+                  "or merge it");
+        EXPECT_EQ(message_of([&] { merge_into(*backend_, *layers_[0], DType::f32); }),
+                  "model.layers.0.self_attn.q_proj: its adapter was rounded to bf16 for inference; "
+                  "attach it anew to merge it");
+      } else {
+        EXPECT_EQ(attached.to_adapter(*backend_).entries[0].a, adapter.entries[0].a);
+      }
+      attached.detach();
+    }
   }
 }
 

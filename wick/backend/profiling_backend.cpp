@@ -43,14 +43,14 @@ std::string attention_shape(In q, In k) {
 }
 
 struct AdapterSizes {
-  double weights = 0;  // values of A and B of all adapters
-  int64_t rank = 0;    // the largest
+  double bytes = 0;  // of A and B of all adapters
+  int64_t rank = 0;  // the largest
 };
 
 AdapterSizes sizes_of(std::span<const LoraFactors> adapters) {
   AdapterSizes sum;
   for (const LoraFactors& factors : adapters) {
-    sum.weights += count(factors.a.elements() + factors.b.elements());
+    sum.bytes += bytes_of(factors.a, factors.b);
     sum.rank = std::max(sum.rank, factors.a.dim(0));
   }
   return sum;
@@ -63,7 +63,7 @@ KernelCost cost_of(const Tensor& x, std::span<const LinearTerm> terms) {
     const double adapter = count(sum.rank) * count(x.columns() + term.y.columns());
     cost.flops += 2.0 * count(x.rows()) * (count(term.weight.elements()) + adapter);
     cost.bytes += bytes_of(term.weight, term.bias, term.row_adapter, term.s, term.y);
-    cost.bytes += 4.0 * sum.weights;
+    cost.bytes += sum.bytes;
   }
   return cost;
 }
@@ -145,7 +145,7 @@ void ProfilingBackend::lora_forward(In x, std::span<const LoraFactors> adapters,
   const AdapterSizes sum = sizes_of(adapters);
   const KernelCost cost{
       .flops = 2.0 * count(x.rows()) * count(sum.rank) * count(x.columns() + y.columns()),
-      .bytes = bytes_of(x, row_adapter, s) + 2 * bytes_of(y) + 4.0 * sum.weights};
+      .bytes = bytes_of(x, row_adapter, s) + 2 * bytes_of(y) + sum.bytes};
   timed("lora_forward",
         fmt::format("{} -> {}, r{}, {} adapters", sizes(x), y.columns(), sum.rank, adapters.size()),
         cost, [&] { inner_.lora_forward(x, adapters, row_adapter, s, y); });
@@ -156,7 +156,7 @@ void ProfilingBackend::lora_delta(In x, std::span<const LoraFactors> adapters, I
   const AdapterSizes sum = sizes_of(adapters);
   const KernelCost cost{
       .flops = 2.0 * count(x.rows()) * count(sum.rank) * count(x.columns() + y.columns()),
-      .bytes = bytes_of(x, row_adapter, s, y) + 4.0 * sum.weights};
+      .bytes = bytes_of(x, row_adapter, s, y) + sum.bytes};
   timed("lora_delta",
         fmt::format("{} -> {}, r{}, {} adapters", sizes(x), y.columns(), sum.rank, adapters.size()),
         cost, [&] { inner_.lora_delta(x, adapters, row_adapter, s, y); });

@@ -21,6 +21,7 @@ class ProfilingBackend : public Backend {
     return inner_.matmul_precision(weights);
   }
   DType weight_type(DType stored) const override { return inner_.weight_type(stored); }
+  DType adapter_type(DType weights) const override { return inner_.adapter_type(weights); }
 
   Tensor allocate(const Shape& shape, DType dtype) override {
     return inner_.allocate(shape, dtype);

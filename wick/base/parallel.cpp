@@ -35,20 +35,26 @@ constexpr auto kSpin = std::chrono::microseconds(100);
 // The longest wait for the end of a run that has no task left to give.
 constexpr auto kSpinBesideARun = std::chrono::microseconds(500);
 
+constexpr int kLooksBeforeAYield = 128;
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 // True as soon as `ready` holds, false once `until(now)` has passed. Where the system has put two
 // threads of the pool on one core, yielding lets the one run that has work.
 template <class Ready, class Until>
 bool spin(Ready ready, Until until) {
   for (;;) {
-    for (int i = 0; i < 128; ++i) {
+    for (int i = 0; i < kLooksBeforeAYield; ++i) {
       if (ready()) {
         return true;
       }
-#if defined(__x86_64__)
-      __builtin_ia32_pause();
-#elif defined(__aarch64__)
-      asm volatile("yield");
-#endif
+      pause();
     }
     std::this_thread::yield();
     const Clock::time_point now = Clock::now();
@@ -67,6 +73,15 @@ int usable_cores() {
     return std::max(1, CPU_COUNT(&set));
   }
   return std::max(1U, std::thread::hardware_concurrency());
+}
+
+void spin_once() {
+  thread_local int looks = 0;
+  if (++looks % kLooksBeforeAYield == 0) {
+    std::this_thread::yield();
+  } else {
+    pause();
+  }
 }
 
 // Keeps the workers off the caller's core. Linux likes to wake a thread where its waker runs; with

@@ -21,6 +21,9 @@ namespace wick {
 // Cores that this process may use.
 int usable_cores();
 
+// A moment of a waiting thread's time; now and then given to whoever else would use the core.
+void spin_once();
+
 // Who runs a task.
 struct TaskThread {
   int index;        // from 0 (the caller) to threads() - 1; of a serial run 0
@@ -62,6 +65,15 @@ class TaskRef {
   size_t copied_bytes_ = 0;
   Call call_;
 };
+
+// Waits for what another task of the same run is doing, which that will have done soon. A task may
+// only wait for one that has begun.
+template <class Ready>
+void spin_until(const Ready& ready) {
+  while (!ready()) {
+    spin_once();
+  }
+}
 
 class ThreadPool {
  public:

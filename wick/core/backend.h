@@ -7,10 +7,10 @@
 // after `download` or `synchronize`.
 //
 // Activations and their gradients are f32 or, where `activation_type` says so, bf16: all those of
-// one call have one type. Weights are f32, bf16 or f16; adapters, gradients of parameters, losses
-// and the statistics of norms and softmaxes are f32; arithmetic is at least f32, but for the
-// operands of products where `matmul_precision` says so. The result of a kernel is the same bits
-// whatever the number of threads.
+// one call have one type. Weights are f32, bf16 or f16; adapters (but see `adapter_type`),
+// gradients of parameters, losses and the statistics of norms and softmaxes are f32; arithmetic is
+// at least f32, but for the operands of products where `matmul_precision` says so. The result of a
+// kernel is the same bits whatever the number of threads.
 //
 // Shape letters: T tokens (rows), C channels, N outputs, H query heads, G key/value heads, D head
 // size, R rank, V vocabulary, S sequences, P positions.
@@ -69,6 +69,9 @@ class Backend {
   // In which products take weights of the stored type as they are: another one where each product
   // would have to convert them.
   virtual DType weight_type(DType stored) const { return stored; }
+  // Of the factors of an adapter that is not trained, on weights of the given type: f32, or bf16
+  // where products round their operands to that anyway. Forward products alone take such factors.
+  virtual DType adapter_type(DType /*weights*/) const { return DType::f32; }
   virtual std::unique_ptr<Recorder> make_recorder();
 
   // ---- memory

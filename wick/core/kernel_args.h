@@ -30,8 +30,8 @@ struct MatmulArgs {
 
 // One adapter of a linear layer: its change to the output is scaling * (x A^T) B^T.
 struct LoraFactors {
-  Tensor a;  // [R, in], f32
-  Tensor b;  // [out, R], f32
+  Tensor a;  // [R, in], f32, or of Backend::adapter_type where it is not trained
+  Tensor b;  // [out, R], as a
   float scaling = 1.0F;
 };
 

@@ -209,6 +209,9 @@ int64_t AttachedAdapter::parameters() const {
 }
 
 Adapter AttachedAdapter::to_adapter(Backend& backend) const {
+  check(values.dtype() == DType::f32,
+        "adapter: its factors were rounded to {} for inference; attach it anew to save or merge it",
+        name_of(values.dtype()));
   std::vector<float> host(static_cast<size_t>(values.elements()));
   backend.download(values, std::as_writable_bytes(std::span(host)));
   const auto read = [&](const Segment& segment) {
@@ -225,6 +228,25 @@ Adapter AttachedAdapter::to_adapter(Backend& backend) const {
         {layers[i]->name, a.shape[0], a.shape[1], b.shape[0], read(a), read(b)});
   }
   return adapter;
+}
+
+void AttachedAdapter::keep_for_inference(Backend& backend) {
+  grads = Tensor();
+  const bool all_narrow = std::ranges::all_of(layers, [&](const LinearLayer* layer) {
+    return backend.adapter_type(layer->weight.value.dtype()) == DType::bf16;
+  });
+  if (all_narrow && values.dtype() != DType::bf16) {
+    const Tensor narrow = backend.allocate(values.shape(), DType::bf16);
+    backend.cast(values, narrow);
+    values = narrow;
+  }
+  const auto frozen = [this](const Segment& segment) {
+    return Parameter{segment.name, values.part(segment.begin, segment.shape), Tensor()};
+  };
+  for (size_t i = 0; i < layers.size(); ++i) {
+    layers[i]->lora->a = frozen(segments[2 * i]);
+    layers[i]->lora->b = frozen(segments[2 * i + 1]);
+  }
 }
 
 void AttachedAdapter::detach() {

@@ -24,7 +24,7 @@ struct AttachedAdapter {
   };
   // As asked for, with the targets spelled out: see attach_new.
   AdapterConfig config;
-  Tensor values;                  // f32 [n]
+  Tensor values;                  // f32 [n]; see keep_for_inference
   Tensor grads;                   // f32 [n], zero at first; empty if not trainable
   std::vector<Segment> segments;  // A and B of each layer in turn
   std::vector<LinearLayer*> layers;
@@ -32,8 +32,12 @@ struct AttachedAdapter {
 
   // The number of trained values, without the gaps.
   int64_t parameters() const;
-  // What the arena holds now.
+  // What the arena holds now. Throws Error where the factors were rounded.
   Adapter to_adapter(Backend& backend) const;
+  // Gives up training: no gradients, and the factors in the type that products with these layers
+  // take (Backend::adapter_type), which is half the bytes to read for each token where that is
+  // bf16.
+  void keep_for_inference(Backend& backend);
   // Empties the slots of the layers.
   void detach();
 };

@@ -2,8 +2,9 @@
 #include "wick/lora/merge.h"
 
 #include <span>
-
 #include <vector>
+
+#include "wick/base/error.h"
 
 namespace wick {
 
@@ -12,6 +13,9 @@ void merge_into(Backend& backend, LinearLayer& layer, DType stored) {
     return;
   }
   const LoraSlot& lora = *layer.lora;
+  check(lora.b.value.dtype() == DType::f32,
+        "{}: its adapter was rounded to {} for inference; attach it anew to merge it", layer.name,
+        name_of(lora.b.value.dtype()));
   std::vector<float> b(static_cast<size_t>(lora.b.value.elements()));
   backend.download(lora.b.value, std::as_writable_bytes(std::span(b)));
   for (float& value : b) {

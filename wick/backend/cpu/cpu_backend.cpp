@@ -45,6 +45,10 @@ MatmulPrecision CpuBackend::matmul_precision(DType weights) const {
   return weights == DType::bf16 ? context_.matmul_precision : MatmulPrecision::highest;
 }
 
+DType CpuBackend::adapter_type(DType weights) const {
+  return matmul_precision(weights) == MatmulPrecision::medium ? DType::bf16 : DType::f32;
+}
+
 Tensor CpuBackend::allocate(const Shape& shape, DType dtype) {
   const size_t bytes = checked_bytes(shape, dtype);
   const Block block = tensors_->take(bytes);

@@ -25,6 +25,7 @@ class CpuBackend final : public Backend {
 
   std::string_view name() const override { return "cpu"; }
   MatmulPrecision matmul_precision(DType weights) const override;
+  DType adapter_type(DType weights) const override;
 
   Tensor allocate(const Shape& shape, DType dtype) override;
   Tensor adopt(std::span<const std::byte> host, std::shared_ptr<const void> owner,

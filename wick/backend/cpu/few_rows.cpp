@@ -13,9 +13,8 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <vector>
-
-#include "wick/backend/cpu/lora.h"
 
 namespace wick::cpu {
 
@@ -44,8 +43,8 @@ struct ColumnTask {
   int64_t begin, end;
 };
 
-bool is_bf16(const Tensor& weight) {
-  return weight.dtype() == DType::bf16;
+bool is_bf16(const Tensor& matrix) {
+  return matrix.dtype() == DType::bf16;
 }
 
 // Ranks [begin, end) of the S of one layer.
@@ -63,14 +62,50 @@ const LoraFactors* adapter_of(const LinearTerm& term, int64_t t) {
   return chosen < 0 ? nullptr : &term.adapters[chosen];
 }
 
-void shrink(const Tensor& x, const RankTask& task) {
+// x as the products with matrices of their types read it.
+class ArrangedLeft {
+ public:
+  ArrangedLeft(const Context& context, const Tensor& x, std::span<const LinearTerm> terms)
+      : places_(context.scratch, 2 * x.rows() * left_stride(x.columns())),
+        for_others_(places_.data() + x.rows() * left_stride(x.columns())) {
+    const auto arrange = [&](bool split, float* to) {
+      const auto reads_it = [split](const LinearTerm& term) {
+        return is_bf16(term.weight) == split ||
+               std::ranges::any_of(term.adapters, [split](const LoraFactors& adapter) {
+                 return is_bf16(adapter.a) == split;
+               });
+      };
+      if (std::ranges::any_of(terms, reads_it)) {
+        HWY_DYNAMIC_DISPATCH(ArrangeLeft)(x.data<float>(), x.rows(), x.columns(), split, to);
+      }
+    };
+    arrange(true, places_.data());
+    arrange(false, for_others_);
+  }
+
+  const float* of(const Tensor& matrix) const {
+    return is_bf16(matrix) ? places_.data() : for_others_;
+  }
+
+ private:
+  Scratch places_;
+  float* for_others_;
+};
+
+void shrink(const Tensor& x, const ArrangedLeft& left, const RankTask& task) {
   const Tensor& s = task.term->s;
+  const int64_t stride = left_stride(x.columns());
   const auto rows_of_one = [&](const LoraFactors& adapter, int64_t first, int64_t rows) {
     const int64_t end = std::min(task.end, adapter.a.rows());
-    if (task.begin < end) {
-      lora_shrink(x.data<float>() + first * x.columns(), rows, adapter, task.begin, end,
-                  s.data<float>() + first * s.columns(), s.columns());
+    if (task.begin >= end) {
+      return;
     }
+    with_elements(adapter.a, [&](const auto* a) {
+      multiply(
+          {left.of(adapter.a) + first * stride, stride, nullptr, rows, s.columns(), x.columns(),
+           task.begin, end, false, s.data<float>() + first * s.columns(), nullptr},
+          a);
+    });
   };
   if (!task.term->row_adapter) {
     rows_of_one(task.term->adapters[0], 0, x.rows());
@@ -83,31 +118,6 @@ void shrink(const Tensor& x, const RankTask& task) {
   }
 }
 
-// x as the products with weights of their types read it.
-class ArrangedLeft {
- public:
-  ArrangedLeft(const Context& context, const Tensor& x, std::span<const LinearTerm> terms)
-      : places_(context.scratch, 2 * x.rows() * left_stride(x.columns())),
-        for_others_(places_.data() + x.rows() * left_stride(x.columns())) {
-    const auto arrange = [&](bool split, float* to) {
-      if (std::ranges::any_of(terms,
-                              [&](const auto& term) { return is_bf16(term.weight) == split; })) {
-        HWY_DYNAMIC_DISPATCH(ArrangeLeft)(x.data<float>(), x.rows(), x.columns(), split, to);
-      }
-    };
-    arrange(true, places_.data());
-    arrange(false, for_others_);
-  }
-
-  const float* of(const Tensor& weight) const {
-    return is_bf16(weight) ? places_.data() : for_others_;
-  }
-
- private:
-  Scratch places_;
-  float* for_others_;
-};
-
 void multiply_columns(const Tensor& x, const ArrangedLeft& left, bool accumulate,
                       const ColumnTask& task) {
   const LinearTerm& term = *task.term;
@@ -115,8 +125,9 @@ void multiply_columns(const Tensor& x, const ArrangedLeft& left, bool accumulate
   std::array<RowAdapter, kFewRows> adapters{};
   for (int64_t t = 0; adapted && t < x.rows(); ++t) {
     if (const LoraFactors* adapter = adapter_of(term, t)) {
-      adapters[t] = {adapter->b.data<float>(), term.s.data<float>() + t * term.s.columns(),
-                     adapter->a.rows(), adapter->scaling};
+      adapters[t] = {adapter->b.address(), is_bf16(adapter->b),
+                     term.s.data<float>() + t * term.s.columns(), adapter->a.rows(),
+                     adapter->scaling};
     }
   }
   with_elements(term.weight, [&](const auto* weights) {
@@ -127,37 +138,48 @@ void multiply_columns(const Tensor& x, const ArrangedLeft& left, bool accumulate
   });
 }
 
-template <class Task, class Body>
-void run_tasks(const Context& context, bool serial, const std::vector<Task>& tasks,
-               const Body& body) {
-  if (serial) {
-    for (const Task& task : tasks) {
-      body(task);
-    }
-    return;
-  }
-  context.pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i) { body(tasks[i]); });
-}
-
-void run_shrinks(const Context& context, const Tensor& x, std::span<const LinearTerm> terms) {
-  constexpr int64_t kRanks = 4;
-  std::vector<RankTask> tasks;
-  for (const LinearTerm& term : terms) {
-    int64_t ranks = 0;
-    for (const LoraFactors& adapter : term.adapters) {
-      ranks = std::max(ranks, adapter.a.rows());
-    }
-    for (int64_t r = 0; r < ranks; r += kRanks) {
-      tasks.push_back({&term, r, r + kRanks});
+// S of all layers, made by whoever comes to need it: the threads of the run of y do what is left to
+// do of it first. A run of its own would be as long as S takes, and memory would stand still at its
+// end and beginning.
+class Shrinks {
+ public:
+  Shrinks(const Tensor& x, const ArrangedLeft& left, std::span<const LinearTerm> terms)
+      : x_(x), left_(left) {
+    constexpr int64_t kRanks = 4;
+    for (const LinearTerm& term : terms) {
+      int64_t ranks = 0;
+      for (const LoraFactors& adapter : term.adapters) {
+        ranks = std::max(ranks, adapter.a.rows());
+      }
+      for (int64_t r = 0; r < ranks; r += kRanks) {
+        tasks_.push_back({&term, r, r + kRanks});
+      }
     }
   }
-  // The adapters come from memory too, so a thread less is felt earlier than by their arithmetic.
-  const int64_t values = static_cast<int64_t>(tasks.size()) * kRanks * x.columns();
-  run_tasks(context, values < kSerialProducts / 8, tasks,
-            [&](const RankTask& task) { shrink(x, task); });
-}
 
-void run_columns(const Context& context, const Tensor& x, bool accumulate,
+  // To be called by any thread; S is there when it returns.
+  void finish() {
+    const auto count = static_cast<int64_t>(tasks_.size());
+    if (done_.load(std::memory_order_acquire) == count) {
+      return;
+    }
+    for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count;) {
+      shrink(x_, left_, tasks_[i]);
+      done_.fetch_add(1, std::memory_order_release);
+    }
+    // What is not done another thread is doing.
+    spin_until([&] { return done_.load(std::memory_order_acquire) == count; });
+  }
+
+ private:
+  const Tensor& x_;
+  const ArrangedLeft& left_;
+  std::vector<RankTask> tasks_;
+  std::atomic<int64_t> next_{0};
+  std::atomic<int64_t> done_{0};
+};
+
+void run_columns(const Context& context, const Tensor& x, const ArrangedLeft& left, bool accumulate,
                  std::span<const LinearTerm> terms) {
   const int64_t K = x.columns();
   int64_t biases = 0;
@@ -166,7 +188,6 @@ void run_columns(const Context& context, const Tensor& x, bool accumulate,
   }
   const Scratch wide_biases(context.scratch, biases);
   float* bias = wide_biases.data();
-  const ArrangedLeft left(context, x, terms);
   // Tasks of whole weight rows, some 64k weights each.
   const int64_t columns = std::max<int64_t>(4, rows_of(65536, K) / 4 * 4);
   std::vector<ColumnTask> tasks;
@@ -182,8 +203,20 @@ void run_columns(const Context& context, const Tensor& x, bool accumulate,
     bias += term.bias ? N : 0;
     products += x.rows() * N * K;
   }
-  run_tasks(context, products < kSerialProducts, tasks,
-            [&](const ColumnTask& task) { multiply_columns(x, left, accumulate, task); });
+  Shrinks shrinks(x, left, terms);
+  const auto run = [&](int64_t i) {
+    shrinks.finish();
+    multiply_columns(x, left, accumulate, tasks[i]);
+  };
+  const auto count = static_cast<int64_t>(tasks.size());
+  if (products < kSerialProducts) {
+    for (int64_t i = 0; i < count; ++i) {
+      run(i);
+    }
+  } else {
+    context.pool.run(count, run);
+  }
+  shrinks.finish();  // where there is no y
 }
 
 }  // namespace
@@ -196,12 +229,13 @@ void multiply_few_rows(const Context& context, const Tensor& a, const Tensor& b,
   if (args.bias != nullptr) {
     term.bias = *args.bias;
   }
-  run_columns(context, a, args.accumulate, std::span(&term, 1));
+  const std::span terms(&term, 1);
+  run_columns(context, a, ArrangedLeft(context, a, terms), args.accumulate, terms);
 }
 
 void linears_few_rows(const Context& context, const Tensor& x, std::span<const LinearTerm> terms) {
-  run_shrinks(context, x, terms);
-  run_columns(context, x, false, terms);
+  const ArrangedLeft left(context, x, terms);
+  run_columns(context, x, left, false, terms);
 }
 
 }  // namespace wick::cpu

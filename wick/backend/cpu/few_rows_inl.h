@@ -23,7 +23,8 @@ namespace wick::cpu {
 
 // The adapter of a row: its change to the output is scaling s B^T.
 struct RowAdapter {
-  const float* b;  // [N, R]; null: the row has none
+  const void* b;   // [N, R]; null: the row has none
+  bool narrow;     // b is bf16, else f32
   const float* s;  // [R]
   int64_t R;
   float scaling;
@@ -212,15 +213,16 @@ HWY_INLINE void dot_rows(const FewRowsProduct& p, const float* a, const Weight* 
 
 // Adds scaling s . B[n] to the sum of a row and a column: a rank of 16 is one more vector of the
 // dot product.
-HWY_INLINE VF add_adapter(const RowAdapter& adapter, int64_t n, VF sum) {
+template <class Factor>
+HWY_INLINE VF add_adapter(const RowAdapter& adapter, const Factor* factors, int64_t n, VF sum) {
   const DF d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const VF scale = hn::Set(d, adapter.scaling);
-  const float* b = adapter.b + n * adapter.R;
+  const Factor* b = factors + n * adapter.R;
   int64_t r = 0;
   for (; r + lanes <= adapter.R; r += lanes) {
     const VF s = hn::Mul(scale, hn::LoadU(d, adapter.s + r));
-    sum = hn::MulAdd(s, hn::LoadU(d, b + r), sum);
+    sum = hn::MulAdd(s, load(d, b + r), sum);
   }
   if (r < adapter.R) {
     const size_t rest = adapter.R - r;
@@ -230,13 +232,19 @@ HWY_INLINE VF add_adapter(const RowAdapter& adapter, int64_t n, VF sum) {
   return sum;
 }
 
+HWY_INLINE VF add_adapter(const RowAdapter& adapter, int64_t n, VF sum) {
+  return adapter.narrow ? add_adapter(adapter, static_cast<const Bf16*>(adapter.b), n, sum)
+                        : add_adapter(adapter, static_cast<const float*>(adapter.b), n, sum);
+}
+
 // Asks for the rows of B of columns [begin, end): their stream is too thin for the memory to
 // foresee.
 HWY_INLINE void ask_for_adapter(const FewRowsProduct& p, int64_t begin, int64_t end) {
   if (p.M == 1 && p.adapters != nullptr && p.adapters->b != nullptr && begin < end) {
-    const float* from = p.adapters->b + begin * p.adapters->R;
-    ask_ahead(reinterpret_cast<uintptr_t>(from),
-              (end - begin) * p.adapters->R * static_cast<int64_t>(sizeof(float)));
+    const int64_t bytes_of_column =
+        p.adapters->R * static_cast<int64_t>(p.adapters->narrow ? sizeof(Bf16) : sizeof(float));
+    ask_ahead(reinterpret_cast<uintptr_t>(p.adapters->b) + begin * bytes_of_column,
+              (end - begin) * bytes_of_column);
   }
 }
 

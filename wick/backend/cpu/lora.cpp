@@ -5,6 +5,7 @@
 #include "wick/backend/cpu/lora.h"
 
 #include "wick/backend/cpu/matmul.h"
+#include "wick/backend/cpu/narrow.h"
 #include "wick/backend/cpu/packed_by_thread.h"
 #include "wick/backend/cpu/simd_targets.h"
 
@@ -50,6 +51,31 @@ int64_t padded(int64_t n) {
   return ceil_div(n, width) * width;
 }
 
+// The factors as products of many rows read them: in f32.
+class WideFactors {
+ public:
+  WideFactors(const Context& context, const LoraFactors& adapter)
+      : place_(context.scratch,
+               adapter.a.dtype() == DType::f32 ? 0 : adapter.a.elements() + adapter.b.elements()) {
+    if (adapter.a.dtype() == DType::f32) {
+      a = adapter.a.data<float>();
+      b = adapter.b.data<float>();
+      return;
+    }
+    float* wide_b = place_.data() + adapter.a.elements();
+    widen(adapter.a, place_.data());
+    widen(adapter.b, wide_b);
+    a = place_.data();
+    b = wide_b;
+  }
+
+  const float* a;  // [R, in]
+  const float* b;  // [out, R]
+
+ private:
+  Scratch place_;
+};
+
 // What a call writes beside s.
 struct Output {
   const Tensor& y;
@@ -63,8 +89,9 @@ void forward_of_rows(const Context& context, const Tensor& x, const LoraFactors&
   const int64_t out = output.y.columns();
   const int64_t R = adapter.a.rows();
   const int64_t s_stride = s.columns();
-  const float* a = adapter.a.data<float>();
-  const float* b = adapter.b.data<float>();
+  const WideFactors factors(context, adapter);
+  const float* a = factors.a;
+  const float* b = factors.b;
   const float* x_data = x.data<float>();
   float* s_data = s.data<float>();
   float* y_data = output.y.data<float>();
@@ -148,14 +175,6 @@ void lora_forward(const Context& context, const Tensor& x, std::span<const LoraF
 void lora_delta(const Context& context, const Tensor& x, std::span<const LoraFactors> adapters,
                 const Tensor& row_adapter, const Tensor& s, const Tensor& y) {
   forward(context, x, adapters, row_adapter, s, {y, false});
-}
-
-void lora_shrink(const float* x, int64_t rows, const LoraFactors& adapter, int64_t begin,
-                 int64_t end, float* s, int64_t s_stride) {
-  const int64_t in = adapter.a.columns();
-  HWY_DYNAMIC_DISPATCH(Shrink)
-  (x, adapter.a.data<float>() + begin * in, {nullptr, rows, in, s_stride},
-   {in, end - begin, in, 1.0F}, s + begin);
 }
 
 namespace {

@@ -16,9 +16,4 @@ void lora_backward(const Context& context, const Tensor& x, const Tensor& s, con
                    const LoraFactors& adapter, const Tensor& ds, const Tensor& da, const Tensor& db,
                    const Tensor& dx);
 
-// A piece of lora_forward, for the tasks of a kernel that does more: s[t, r] = x[t] . A[r] for
-// `rows` rows and ranks [begin, end); x [rows, in], s [rows, s_stride].
-void lora_shrink(const float* x, int64_t rows, const LoraFactors& adapter, int64_t begin,
-                 int64_t end, float* s, int64_t s_stride);
-
 }  // namespace wick::cpu
