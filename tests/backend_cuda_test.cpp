@@ -174,6 +174,25 @@ TEST_F(CudaTest, AReadbackHoldsWhatWasThereWhenItWasBegun) {
   }
 }
 
+TEST_F(CudaTest, ReadbacksOfOneTimeKeepApartAndThoseOfAnotherMayFollowInTheirPlace) {
+  const Tensor x = backend_->allocate({4}, DType::f32);
+  const Tensor y = backend_->allocate({4}, DType::f32);
+  for (int round = 0; round < 3; ++round) {
+    backend_->fill(static_cast<float>(round), x);
+    backend_->fill(static_cast<float>(-round), y);
+    const std::unique_ptr<Readback> of_x = backend_->make_readback(x.bytes());
+    const std::unique_ptr<Readback> of_y = backend_->make_readback(y.bytes());
+    of_x->begin(x);
+    of_y->begin(y);
+    std::vector<float> xs(4);
+    std::vector<float> ys(4);
+    of_x->take(std::as_writable_bytes(std::span(xs)));
+    of_y->take(std::as_writable_bytes(std::span(ys)));
+    EXPECT_EQ(xs, std::vector<float>(4, static_cast<float>(round)));
+    EXPECT_EQ(ys, std::vector<float>(4, static_cast<float>(-round)));
+  }
+}
+
 TEST_F(CudaTest, OutOfMemoryIsAnErrorAndTheBackEndLivesOn) {
   std::vector<Tensor> taken;
   const std::string message = exhaust(taken);

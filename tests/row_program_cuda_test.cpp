@@ -112,6 +112,10 @@ std::vector<ProgramCase> program_cases() {
       {"past_256", config_of(384, 1024, 2, 6, 2, 64), 16, 240, 40},
       {"longer", config_of(384, 1024, 2, 6, 2, 64), 0, 6000, 10},
       {"wide_long", config_of(512, 1536, 2, 8, 2, 128), 8, 2100, 20},
+      // Few tokens, for tools under which each takes long (tools/sanitize_cuda.sh).
+      {"brief_small", config_of(64, 160, 2, 4, 2, 16), 8, 10, 4},
+      {"brief", config_of(384, 1024, 1, 6, 2, 64), 16, 10, 3},
+      {"brief_wide", config_of(512, 1536, 1, 8, 2, 128), 0, 300, 3},
   };
   cases[0].config.mlp_bias = cases[0].config.output_bias = true;
   ModelConfig normed = config_of(384, 1024, 3, 6, 2, 64);

@@ -62,13 +62,16 @@ __device__ __forceinline__ bool make_step(const AdamwScalars& scalars, const Ada
   return true;
 }
 
+// Each rounding is said, so that an element has the same bits wherever it lies: left to itself, the
+// compiler fuses one or the other product with the sum.
 __device__ __forceinline__ void update(const AdamwScalars& scalars, const AdamwStep& step, float g,
                                        float& p, float& m, float& v) {
   g *= step.gradient_scale;
-  m = scalars.beta1 * m + scalars.one_minus_beta1 * g;
-  v = scalars.beta2 * v + scalars.one_minus_beta2 * g * g;
-  const float root = sqrtf(v * step.correction2);
-  p = step.decay * p - step.rate * m / (root + scalars.epsilon);
+  m = fmaf(scalars.beta1, m, __fmul_rn(scalars.one_minus_beta1, g));
+  v = fmaf(scalars.beta2, v, __fmul_rn(__fmul_rn(scalars.one_minus_beta2, g), g));
+  const float root = sqrtf(__fmul_rn(v, step.correction2));
+  const float change = __fmul_rn(step.rate, m) / __fadd_rn(root, scalars.epsilon);
+  p = fmaf(step.decay, p, -change);
 }
 
 // A thread has the four elements [4 q, 4 q + 4) of the arenas, or those of them in the segment. The

@@ -11,7 +11,6 @@
 #include "wick/backend/cuda/lora.h"
 #include "wick/backend/cuda/lora_product.h"
 #include "wick/backend/cuda/loss.h"
-#include "wick/backend/cuda/readback.h"
 #include "wick/backend/cuda/recorder.h"
 #include "wick/backend/cuda/rowwise.h"
 #include "wick/backend/cuda/sample.h"
@@ -147,7 +146,7 @@ void CudaBackend::download(In from, std::span<std::byte> host) {
 }
 
 std::unique_ptr<Readback> CudaBackend::make_readback(size_t bytes) {
-  return std::make_unique<PinnedReadback>(context_.stream, bytes);
+  return std::make_unique<PinnedReadback>(context_.stream, places_, bytes);
 }
 
 void CudaBackend::copy(In from, Out to) {

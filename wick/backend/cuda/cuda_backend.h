@@ -11,6 +11,7 @@
 #include "wick/backend/cuda/context.h"
 #include "wick/backend/cuda/matmul.h"
 #include "wick/backend/cuda/memory.h"
+#include "wick/backend/cuda/readback.h"
 #include "wick/backend/cuda/row_program.h"
 #include "wick/backend/cuda/staging.h"
 #include "wick/core/backend.h"
@@ -112,6 +113,7 @@ class CudaBackend final : public Backend {
   // Tensors keep it alive, so they may outlive the back end.
   std::shared_ptr<DeviceMemory> memory_;
   std::unique_ptr<Staging> staging_;
+  PinnedPlaces places_;  // of readbacks
   std::unique_ptr<MatmulPlans> plans_;
   std::unique_ptr<RowProgram> rows_;
   std::unique_ptr<void, Free> mailbox_;

@@ -69,8 +69,10 @@ __device__ __forceinline__ void multiply_and_store(const RowLinearsArgs& args, i
   const uint32_t ring = shared_address(shared) + ring_at;
   const uint32_t barriers = shared_address(barriers_of_warp[warp]);
   if (kBulkCopies) {
-    if (lane < args.stages) {
-      start_barrier(barriers + 8 * lane);
+    if (lane == 0) {
+      for (int stage = 0; stage < args.stages; ++stage) {
+        start_barrier(barriers + 8 * stage);
+      }
     }
     show_barriers_to_copies();
     __syncwarp();
@@ -97,6 +99,7 @@ __device__ __forceinline__ void multiply_and_store(const RowLinearsArgs& args, i
                                     shared + ring_at + at.stage * args.stage_bytes,
                                     args.channel_bytes, sums);
     if (kBulkCopies) {
+      follow_by_copies();
       __syncwarp();  // all lanes have read the stage
     }
     fetch<W, CHANNELS>(args, share, ahead, ring, barriers);

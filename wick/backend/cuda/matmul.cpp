@@ -92,6 +92,7 @@ bool multiply(const Context& context, const Product& product, const void* bias) 
                           plan->c.get(), c, plan->c.get(), &plan->algorithm,
                           context.plans->workspace(), MatmulPlans::kWorkspaceBytes, context.stream),
            "matmul");
+  context.plans->marks().mark(context.stream, c, product.c.bytes());
   return true;
 }
 
@@ -139,6 +140,8 @@ MatmulPlans::MatmulPlans(const Context& context) : workspace_(context, kWorkspac
   cublasLtHandle_t handle = nullptr;
   check_lt(cublasLtCreate(&handle), "starting cuBLASLt");
   handle_.reset(handle);
+  // Which product of the library reads what there is the library's own.
+  marks_.mark(context.stream, workspace(), kWorkspaceBytes);
 }
 
 const MatmulPlan* MatmulPlans::plan_for(const ProductKind& kind) {

@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "wick/backend/cuda/context.h"
+#include "wick/backend/cuda/store_marks.h"
 #include "wick/core/kernel_args.h"
 
 namespace wick::cuda {
@@ -66,6 +67,7 @@ class MatmulPlans {
   const MatmulPlan* plan_for(const ProductKind& kind);
   cublasLtHandle_t handle() const { return handle_.get(); }
   void* workspace() const { return workspace_.as<void>(); }
+  const StoreMarks& marks() const { return marks_; }
 
  private:
   struct DropHandle {
@@ -76,6 +78,7 @@ class MatmulPlans {
 
   std::unique_ptr<cublasLtContext, DropHandle> handle_;
   Scratch workspace_;
+  StoreMarks marks_;
   std::map<ProductKind, std::unique_ptr<MatmulPlan>> plans_;
 };
 

@@ -13,6 +13,10 @@ namespace {
 constexpr size_t kLarge = size_t{1} << 20;
 constexpr size_t kPage = size_t{2} << 20;  // of the device's memory
 
+// Of recorded work that is gone: enough to decode with, so that the next text need not map it anew
+// (a quarter of a millisecond).
+constexpr size_t kSpareRecorded = size_t{64} << 20;
+
 size_t rounded_up(size_t bytes, size_t step) {
   return (std::max<size_t>(bytes, 1) + step - 1) / step * step;
 }
@@ -211,7 +215,7 @@ void DeviceMemory::forget_recorded() {
   const std::lock_guard lock(mutex_);
   assert(recorded_->empty());
   kept_end_ = 0;
-  reserved_.shrink_to(0);
+  reserved_.shrink_to(kSpareRecorded);
 }
 
 }  // namespace wick::cuda

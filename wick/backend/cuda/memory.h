@@ -54,7 +54,8 @@ class DeviceMemory {
   size_t scope_peak_bytes() const { return scope_peak_bytes_; }
   // A replay uses as much memory as the work did when it was recorded.
   void note_replay(size_t scope_peak_bytes);
-  // Nothing recorded is left: its memory may serve others. The device must be idle.
+  // Nothing recorded is left: its memory may serve others, all but a little at once. The device
+  // must be idle.
   void forget_recorded();
 
  private:

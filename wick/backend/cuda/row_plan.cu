@@ -1,6 +1,7 @@
 // Shares the work of a program out to its blocks, and their shared memory to its phases.
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "wick/backend/cuda/rank_pieces.cuh"
 #include "wick/backend/cuda/row_plan.h"
@@ -23,7 +24,7 @@ constexpr int64_t kSharedBytesOfFew = 195 * 1024;
 constexpr int kLeastStages = 4;
 
 // Each term's blocks, all of them together, in proportion to its channels.
-void share_out(int blocks, LinearsPhase& phase) {
+void share_channels(int blocks, LinearsPhase& phase) {
   const int terms = phase.gated ? 1 : phase.terms;
   std::array<int64_t, kRowTerms> pairs{};
   std::array<int64_t, kRowTerms> of_term{};
@@ -122,78 +123,96 @@ int stage_bytes(const LinearsPhase& phase) {
 
 }  // namespace
 
-std::optional<RowProgramPlan> plan_row(const Context& context, std::span<RowOperation> all) {
+// False where the blocks are too few or heads differ in kind.
+bool RowPlanner::share_out(RowOperation& operation, Needs& needs) const {
+  if (operation.phase.attends) {
+    AttentionPhase& phase = operation.phase.attention;
+    if (needs.blocks < phase.call.G ||
+        (needs.head_width != 0 && needs.head_width != operation.head_width)) {
+      return false;
+    }
+    needs.head_width = operation.head_width;
+    phase.most_blocks = std::min(phase.most_blocks, static_cast<int>(needs.blocks) / phase.call.G);
+    needs.work = std::max(needs.work, attention_work_bytes(operation.head_width > 64, phase.writers,
+                                                           phase.call.H / phase.call.G));
+    return true;
+  }
+  LinearsPhase& phase = operation.phase.linears;
+  share_channels(static_cast<int>(needs.blocks), phase);
+  phase.keeps_ends = ends_bytes(phase) > 0;
+  lay_out(context_.memory_bytes_per_clock, phase);
+  if (phase.tasks > RowExchange::kSumWords || phase.channels > kMostBlockChannels - kTileRows) {
+    return false;
+  }
+  needs.many_bytes =
+      needs.many_bytes || operation.weight_bytes > kManyBytes * context_.multiprocessors;
+  needs.work = std::max(needs.work, phase.work.end);
+  needs.row = std::max(needs.row, phase.norms ? 2 * phase.in : 0);
+  needs.stage_bytes = std::max(needs.stage_bytes, stage_bytes(phase));
+  needs.places += static_cast<int>(ceil_div(phase.channels, phase.tile_channels)) * phase.pieces;
+  return true;
+}
+
+std::optional<RowProgramPlan> RowPlanner::plan_of(const Needs& needs) const {
   RowProgramPlan plan;
-  int64_t blocks = context.multiprocessors;
-  int key_heads = 1;
-  int head_width = 0;
-  for (const RowOperation& operation : all) {
-    if (operation.phase.attends) {
-      key_heads = std::max(key_heads, operation.phase.attention.call.G);
-      if (head_width != 0 && head_width != operation.head_width) {
-        return std::nullopt;
-      }
-      head_width = operation.head_width;
-    } else {
-      blocks = std::min(blocks, operation.pairs);
-    }
-  }
-  if (blocks < key_heads) {
-    return std::nullopt;
-  }
-  plan.blocks = static_cast<int>(blocks);
-  for (RowOperation& operation : all) {
-    if (!operation.phase.attends) {
-      LinearsPhase& phase = operation.phase.linears;
-      share_out(plan.blocks, phase);
-      phase.keeps_ends = ends_bytes(phase) > 0;
-    }
-  }
-  int work = 0;
-  int row = 0;
-  int places = 0;  // of the ring, that the operations could use
-  auto shared_bytes = static_cast<int64_t>(context.shared_bytes);
-  const int64_t most_bytes = shared_bytes;
-  shared_bytes = std::min(shared_bytes, kSharedBytesOfFew);
-  for (RowOperation& operation : all) {
-    if (operation.phase.attends) {
-      AttentionPhase& phase = operation.phase.attention;
-      phase.most_blocks = std::min(phase.most_blocks, plan.blocks / phase.call.G);
-      work = std::max(
-          work, attention_work_bytes(head_width > 64, phase.writers, phase.call.H / phase.call.G));
-      continue;
-    }
-    LinearsPhase& phase = operation.phase.linears;
-    lay_out(context.memory_bytes_per_clock, phase);
-    if (operation.weight_bytes > kManyBytes * context.multiprocessors) {
-      shared_bytes = most_bytes;
-    }
-    if (phase.tasks > RowExchange::kSumWords || phase.channels > kMostBlockChannels - kTileRows) {
-      return std::nullopt;
-    }
-    work = std::max(work, phase.work.end);
-    row = std::max(row, phase.norms ? 2 * phase.in : 0);
-    plan.stage_bytes = std::max(plan.stage_bytes, stage_bytes(phase));
-    places += static_cast<int>(ceil_div(phase.channels, phase.tile_channels)) * phase.pieces;
-  }
-  const int64_t own = shared_bytes - row_shared_bytes() - aligned(row) - aligned(work);
-  plan.stage_bytes = ceil_div(plan.stage_bytes, 128) * 128;
+  plan.blocks = static_cast<int>(needs.blocks);
+  const auto most_bytes = static_cast<int64_t>(context_.shared_bytes);
+  const int64_t shared_bytes =
+      needs.many_bytes ? most_bytes : std::min(most_bytes, kSharedBytesOfFew);
+  const int64_t own = shared_bytes - row_shared_bytes() - aligned(needs.row) - aligned(needs.work);
+  plan.stage_bytes = ceil_div(needs.stage_bytes, 128) * 128;
   if (plan.stage_bytes > 0) {
     plan.stages =
-        static_cast<int>(std::min<int64_t>({kMostRowStages, places, own / plan.stage_bytes}));
+        static_cast<int>(std::min<int64_t>({kMostRowStages, needs.places, own / plan.stage_bytes}));
   }
   // An even number: two pieces that go through a stage one after the other are then the same
   // group's, or of two phases, so that nobody waits for a round of a stage before the one before
   // has come, which the parity of its barrier would not tell from the round before that.
   plan.stages -= plan.stages > 1 ? plan.stages % 2 : 0;
-  if (own < 0 || (places > 0 && plan.stages < std::min(kLeastStages, places / 2 * 2)) ||
-      (places > 1 && plan.stages < 2)) {
+  if (own < 0 || (needs.places > 0 && plan.stages < std::min(kLeastStages, needs.places / 2 * 2)) ||
+      (needs.places > 1 && plan.stages < 2)) {
     return std::nullopt;
   }
   plan.sum_at = plan.stages * plan.stage_bytes;
-  plan.work_at = plan.sum_at + aligned(row);
-  plan.shared_bytes = static_cast<size_t>(plan.work_at) + aligned(work);
+  plan.work_at = plan.sum_at + aligned(needs.row);
+  plan.shared_bytes = static_cast<size_t>(plan.work_at) + aligned(needs.work);
   return plan;
+}
+
+bool RowPlanner::add(RowOperation next) {
+  const int64_t most_blocks = next.phase.attends ? context_.multiprocessors : next.pairs;
+  std::vector<RowOperation> all;  // where all are shared out anew
+  Needs needs = needs_;
+  if (operations_.empty()) {
+    needs.blocks = std::min<int64_t>(context_.multiprocessors, most_blocks);
+  } else if (most_blocks < needs.blocks) {
+    all = operations_;
+    needs = {.blocks = most_blocks};
+    for (RowOperation& operation : all) {
+      if (!share_out(operation, needs)) {
+        return false;
+      }
+    }
+  }
+  if (!share_out(next, needs)) {
+    return false;
+  }
+  const std::optional<RowProgramPlan> plan = plan_of(needs);
+  if (!plan) {
+    return false;
+  }
+  if (!all.empty()) {
+    operations_ = std::move(all);
+  }
+  operations_.push_back(std::move(next));
+  needs_ = needs;
+  plan_ = *plan;
+  return true;
+}
+
+std::vector<RowOperation> RowPlanner::release() {
+  needs_ = {};
+  return std::exchange(operations_, {});
 }
 
 }  // namespace wick::cuda

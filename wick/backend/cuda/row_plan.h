@@ -31,7 +31,40 @@ struct RowProgramPlan {
   size_t shared_bytes = 0;
 };
 
-// Shares the work of `all` out and tells it the phases; no value where memory does not suffice.
-std::optional<RowProgramPlan> plan_row(const Context& context, std::span<RowOperation> all);
+// The operations of a program and how its blocks share their work, which grow one by one: what an
+// operation costs here does not depend on how many there are before it.
+class RowPlanner {
+ public:
+  explicit RowPlanner(const Context& context) : context_(context) {}
+
+  // Takes `next` behind the others and tells its phase its share. False, and nothing changed, where
+  // memory does not suffice.
+  bool add(RowOperation next);
+  std::span<RowOperation> operations() { return operations_; }
+  std::span<const RowOperation> operations() const { return operations_; }
+  RowProgramPlan plan() const { return plan_; }
+  // All operations, of which none stays.
+  std::vector<RowOperation> release();
+
+ private:
+  // Of all operations together.
+  struct Needs {
+    int64_t blocks = 0;  // that share each
+    int head_width = 0;  // of all attention; 0: there is none
+    int work = 0;        // bytes of shared memory: of a phase
+    int row = 0;         // and of the row that is normed
+    int stage_bytes = 0;
+    int places = 0;           // of the ring, that they could use
+    bool many_bytes = false;  // some operation's weights want all of a block's memory
+  };
+
+  bool share_out(RowOperation& operation, Needs& needs) const;
+  std::optional<RowProgramPlan> plan_of(const Needs& needs) const;
+
+  const Context& context_;
+  std::vector<RowOperation> operations_;
+  Needs needs_;
+  RowProgramPlan plan_;
+};
 
 }  // namespace wick::cuda

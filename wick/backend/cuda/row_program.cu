@@ -2,7 +2,6 @@
 #include "wick/backend/cuda/row_program.h"
 
 #include <algorithm>
-#include <optional>
 #include <utility>
 #include <vector>
 
@@ -18,10 +17,14 @@ constexpr int kMostRank = 64;
 constexpr int kAttentionBytes = 32 * 1024;  // of shared memory, for the sums of a head's warps
 constexpr int kMostHeadBlocks = 16;
 
-bool overlap(const Tensor& a, const Tensor& b) {
-  const auto begin = [](const Tensor& tensor) { return static_cast<char*>(tensor.address()); };
-  const auto end = [&](const Tensor& tensor) { return begin(tensor) + tensor.bytes(); };
-  return begin(a) < end(b) && begin(b) < end(a);
+// Of a tensor.
+struct Addresses {
+  const char *begin, *end;
+};
+
+Addresses addresses_of(const Tensor& tensor) {
+  const auto* begin = static_cast<const char*>(tensor.address());
+  return {begin, begin + tensor.bytes()};
 }
 
 bool same(const Tensor& a, const Tensor& b) {
@@ -76,7 +79,7 @@ bool takes_terms(int64_t in, std::span<const LinearTerm> terms) {
 }  // namespace
 
 struct RowProgram::State {
-  explicit State(const Context& of_backend) : context(of_backend) {}
+  explicit State(const Context& of_backend) : context(of_backend), planner(of_backend) {}
 
   const Context& context;
   RowExchange exchange;
@@ -85,8 +88,9 @@ struct RowProgram::State {
   };
   std::unique_ptr<void, Free> memory;
   bool waits = false;
-  std::vector<RowOperation> operations;
-  Tensor kept;  // the row that the last norm is of
+  RowPlanner planner;              // has the operations that wait
+  std::vector<Addresses> results;  // that they write
+  Tensor kept;                     // the row that the last norm is of
 
   bool usable() const { return context.compute_capability >= 90; }
   void make_exchange();
@@ -100,6 +104,7 @@ struct RowProgram::State {
   // `build` makes the operation from what waits now. False: there is no room for it even alone.
   template <class Build>
   bool add(const Build& build);
+  bool take(RowOperation next);
   void flush();
   void drop();
 
@@ -128,10 +133,10 @@ void RowProgram::State::make_exchange() {
 }
 
 bool RowProgram::State::posts(std::initializer_list<const Tensor*> tensors) const {
-  if (operations.empty()) {
+  if (planner.operations().empty()) {
     return false;
   }
-  const RowOperation& last = operations.back();
+  const RowOperation& last = planner.operations().back();
   const size_t results =
       last.phase.attends || last.phase.linears.gated ? 1 : last.phase.linears.terms;
   if (tensors.size() != results) {
@@ -149,16 +154,12 @@ bool RowProgram::State::posts(std::initializer_list<const Tensor*> tensors) cons
 }
 
 bool RowProgram::State::reads_results(const RowOperation& next) const {
-  for (const Tensor& read : next.reads) {
-    for (const RowOperation& operation : operations) {
-      for (const auto& [write, output] : operation.writes) {
-        if (overlap(read, write)) {
-          return true;
-        }
-      }
-    }
-  }
-  return false;
+  return std::ranges::any_of(next.reads, [&](const Tensor& tensor) {
+    const Addresses read = addresses_of(tensor);
+    return std::ranges::any_of(results, [&](const Addresses& write) {
+      return read.begin < write.end && write.begin < read.end;
+    });
+  });
 }
 
 RowOperation RowProgram::State::linears_of(const Tensor& x, const NormedInput* norm,
@@ -239,24 +240,28 @@ void RowProgram::State::read_row(const Tensor& x, const NormedInput* norm,
 
 template <class Build>
 bool RowProgram::State::add(const Build& build) {
-  if (!operations.empty()) {
+  if (!planner.operations().empty()) {
     RowOperation next = build();
-    if (next.follows && operations.size() < kMostRowPhases && !reads_results(next)) {
-      std::vector<RowOperation> all = operations;
-      all.push_back(next);
-      if (plan_row(context, all)) {
-        operations.back().phase.posts = true;
-        operations.push_back(std::move(next));
-        return true;
-      }
+    if (next.follows && planner.operations().size() < kMostRowPhases && !reads_results(next) &&
+        take(std::move(next))) {
+      const std::span<RowOperation> all = planner.operations();
+      all[all.size() - 2].phase.posts = true;
+      return true;
     }
     flush();
   }
-  std::vector<RowOperation> alone = {build()};
-  if (!plan_row(context, alone)) {
+  return take(build());
+}
+
+bool RowProgram::State::take(RowOperation next) {
+  std::vector<Addresses> written;
+  for (const auto& [write, output] : next.writes) {
+    written.push_back(addresses_of(write));
+  }
+  if (!planner.add(std::move(next))) {
     return false;
   }
-  operations = std::move(alone);
+  results.insert(results.end(), written.begin(), written.end());
   return true;
 }
 
@@ -332,24 +337,25 @@ bool RowProgram::State::attention(const FreshTokens& tokens, const Tensor& k_cac
 }
 
 void RowProgram::State::drop() {
-  operations.clear();
+  planner.release();
+  results.clear();
   kept = {};
 }
 
 void RowProgram::State::flush() {
-  if (operations.empty()) {
+  if (planner.operations().empty()) {
     return;
   }
-  std::vector<RowOperation> all = std::move(operations);
+  const RowProgramPlan plan = planner.plan();
+  std::vector<RowOperation> all = planner.release();
   drop();
-  const std::optional<RowProgramPlan> planned = plan_row(context, all);
   RowProgramArgs program{};
   program.exchange = exchange;
   program.phases = static_cast<int>(all.size());
-  program.stages = planned->stages;
-  program.stage_bytes = planned->stage_bytes;
-  program.sum_at = planned->sum_at;
-  program.work_at = planned->work_at;
+  program.stages = plan.stages;
+  program.stage_bytes = plan.stage_bytes;
+  program.sum_at = plan.sum_at;
+  program.work_at = plan.work_at;
   RowHeads heads;
   for (size_t p = 0; p < all.size(); ++p) {
     RowPhase& phase = all[p].phase;
@@ -365,7 +371,7 @@ void RowProgram::State::flush() {
     }
     program.phase[p] = phase;
   }
-  launch_row_program(context, heads, planned->blocks, planned->shared_bytes, program);
+  launch_row_program(context, heads, plan.blocks, plan.shared_bytes, program);
 }
 
 RowProgram::RowProgram(const Context& context) : state_(std::make_unique<State>(context)) {

@@ -84,11 +84,11 @@ __device__ __forceinline__ void start_row_shared(RowShared& shared) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   if (lane < kMostRowStages) {
     start_barrier_of(shared_address(shared.full + lane), 1);
-    start_barrier_of(shared_address(shared.empty + lane), kGroupWarps);
+    start_barrier_of(shared_address(shared.empty + lane), 32 * kGroupWarps);
   }
   if (lane < kDescribedPhases) {
-    start_barrier_of(shared_address(shared.described + lane), 1);
-    start_barrier_of(shared_address(shared.finished + lane), kProgramWarps + 1);
+    start_barrier_of(shared_address(shared.described + lane), 32);
+    start_barrier_of(shared_address(shared.finished + lane), 32 * (kProgramWarps + 1));
   }
   if (lane == 0) {
     shared.multiplies = -1;
@@ -104,10 +104,7 @@ __device__ __forceinline__ const RowPhase& described_phase(RowShared& shared, in
 }
 
 __device__ __forceinline__ void finish_phase(RowShared& shared, int p) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) {
-    arrive(shared_address(shared.finished + p % kDescribedPhases));
-  }
+  arrive(shared_address(shared.finished + p % kDescribedPhases));
 }
 
 // By the last warp, for the others.
@@ -166,9 +163,9 @@ __device__ __forceinline__ const RowPhase& describe_phase(const RowProgramArgs& 
       shared.share[slot] = share_of(shared.phase[slot].linears);
       shared.share[slot].place = place;
     }
-    arrive(shared_address(shared.described + slot));
   }
   __syncwarp();
+  arrive(shared_address(shared.described + slot));
   return shared.phase[slot];
 }
 
@@ -197,11 +194,10 @@ __device__ __forceinline__ void prefetch_adapter(const LinearsPhase& phase,
   }
 }
 
-// That the row of phase p is there; and whether it is.
+// That the row of phase p is there; and whether it is. An exchange, because racecheck takes only
+// that for a write that may meet reads.
 __device__ __forceinline__ void set_multiplies(RowShared& shared, int p) {
-  asm volatile("st.relaxed.cta.shared.s32 [%0], %1;" ::"r"(shared_address(&shared.multiplies)),
-               "r"(p)
-               : "memory");
+  atomicExch(&shared.multiplies, p);
 }
 __device__ __forceinline__ bool multiplies(RowShared& shared, int p) {
   int current;
@@ -310,7 +306,7 @@ __device__ __forceinline__ void fetch_at_once(const PhaseRows& phase, const Tile
 // weights is due at `due`.
 __device__ __forceinline__ void fetch_piece(const PhaseRows& phase, const TilePiece& piece,
                                             uint32_t to, uint32_t full, int p, RowShared& shared,
-                                            uint32_t& due) {
+                                            bool& row_there, uint32_t& due) {
   const auto lane = threadIdx.x % 32;
   const uint32_t rows = phase.terms * piece.rows;
   if (lane == 0) {
@@ -320,7 +316,8 @@ __device__ __forceinline__ void fetch_piece(const PhaseRows& phase, const TilePi
   const auto now = [] { return static_cast<uint32_t>(clock()); };
   // Time that a full ring has taken is not made up for.
   due = static_cast<int>(now() - due) > 0 ? now() : due;
-  if (__all_sync(~0U, multiplies(shared, p))) {
+  row_there = row_there || __all_sync(~0U, multiplies(shared, p));
+  if (row_there) {
     fetch_at_once(phase, piece, to, full);
   } else {
     const bool second = lane >= piece.rows;
@@ -362,6 +359,7 @@ __device__ __forceinline__ void fetch_program(const RowProgramArgs& program, uin
     const PhaseRows rows(phase, share);
     const int pieces = phase.pieces;
     const int items = share.items;
+    bool row_there = false;
     uint32_t tile = 0;
     int piece = 0;
 #pragma unroll 1
@@ -369,9 +367,10 @@ __device__ __forceinline__ void fetch_program(const RowProgramArgs& program, uin
       const TilePiece next(rows, tile, piece);
       if (place.round > 0) {
         wait_for_barrier(shared_address(shared.empty + place.stage), (place.round - 1) % 2);
+        follow_by_copies();
       }
       fetch_piece(rows, next, ring + place.stage * program.stage_bytes,
-                  shared_address(shared.full + place.stage), p, shared, due);
+                  shared_address(shared.full + place.stage), p, shared, row_there, due);
       if (++piece == pieces) {
         piece = 0;
         ++tile;

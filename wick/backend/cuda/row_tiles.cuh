@@ -159,10 +159,7 @@ __device__ __forceinline__ void multiply_tiles(const TileWork& work, uint32_t ri
     const int runs = left >= work.columns ? work.runs : runs_of(left);
     multiply_piece({work.lane.x + 2 * column, from + work.lane.low, from + work.lane.high}, runs,
                    sums);
-    __syncwarp();  // all lanes have read the stage
-    if (threadIdx.x % 32 == 0) {
-      arrive(shared_address(shared.empty + at.stage));
-    }
+    arrive(shared_address(shared.empty + at.stage));
     piece += kRowGroups;
     if (piece >= work.pieces) {
       leave_tile(sums, work.split, parts);

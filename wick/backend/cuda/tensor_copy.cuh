@@ -19,13 +19,6 @@ __device__ __forceinline__ void arrive_at(uint32_t barrier, uint32_t rank) {
 #endif
 }
 
-// What this thread wrote to shared memory comes ahead of copies and products that touch it later.
-__device__ __forceinline__ void publish_to_copies() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
-
 // The box of `map` at column x and row y.
 __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, int x, int y,
                                          uint32_t barrier) {

@@ -82,6 +82,16 @@ __device__ __forceinline__ void show_barriers_to_copies() {
 #endif
 }
 
+// What this thread did to shared memory by loads and stores, and those did that it has waited for,
+// comes ahead of copies into it that are asked for later. One such fence on the way from a load to
+// a copy is what the memory model wants (PTX ISA, "Causality order"); racecheck looks for it in the
+// thread that loads alone.
+__device__ __forceinline__ void follow_by_copies() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ void expect_bytes(uint32_t barrier, uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
