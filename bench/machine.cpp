@@ -177,6 +177,25 @@ double MemoryReader::pass(int threads) const {
   return static_cast<double>(kReadBytes) / timing.minimum() * 1e-9;
 }
 
+namespace {
+
+constexpr int64_t kBareValues = 32 << 10;  // of a task
+
+}  // namespace
+
+BareWork::BareWork(int threads)
+    : tasks_(int64_t{2} * threads), values_(static_cast<size_t>(tasks_ * kBareValues), 1.0F) {}
+
+void BareWork::run(ThreadPool& pool) const {
+  constexpr int kPasses = 12;
+  pool.run(tasks_, [this](int64_t task) {
+    float sink = 0;
+    for (int i = 0; i < kPasses; ++i) {
+      HWY_DYNAMIC_DISPATCH(read_sum)(values_.data() + task * kBareValues, kBareValues, &sink);
+    }
+  });
+}
+
 MachineLimits measure_machine(ThreadPool& pool) {
   const MemoryReader memory(pool);
   MachineLimits limits;

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace wick {
 class Backend;
@@ -32,6 +33,19 @@ struct MachineLimits {
 };
 
 MachineLimits measure_machine(ThreadPool& pool);
+
+// Two tasks for each of so many threads, some 25 us each, that add up an array of their own in the
+// second cache. They share nothing, so what more threads gain of them is what the machine gives.
+class BareWork {
+ public:
+  explicit BareWork(int threads);
+
+  void run(ThreadPool& pool) const;
+
+ private:
+  int64_t tasks_;
+  std::vector<float> values_;
+};
 
 // Reads an array far larger than the caches, on large pages as the weights of models are.
 class MemoryReader {

@@ -5,12 +5,14 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <array>
 #include <istream>
 #include <ostream>
 
 #include "bench/case.h"
 #include "bench/measure.h"
 #include "wick/base/error.h"
+#include "wick/base/parallel.h"
 
 namespace wick::bench {
 
@@ -253,10 +255,11 @@ Json to_json(const MachineLimits& limits) {
 
 Json run_suite(const Devices& devices, const MachineLimits& limits, const SuiteOptions& options,
                std::ostream& out) {
+  const std::vector<Case> cases = cases_to_run(devices.exact, options);
   out << fmt::format("{:<46} {:>11} {:>11}   rate at the minimum, share of the machine's limit\n",
                      "case", "median us", "minimum us");
   Json results = Json::array();
-  for (const Case& c : cases_to_run(devices.exact, options)) {
+  for (const Case& c : cases) {
     Backend& backend = devices.of(c);
     backend.reset_peak_memory();
     const PreparedCase prepared = c.prepare(backend);
@@ -275,13 +278,17 @@ Json run_suite(const Devices& devices, const MachineLimits& limits, const SuiteO
   return record;
 }
 
-Json run_scaling(const Devices& one, const Devices& all, const SuiteOptions& options,
-                 std::ostream& out) {
+Json run_scaling(const Devices& one, const Devices& all, ThreadPool& pool,
+                 const SuiteOptions& options, std::ostream& out) {
   struct Pair {
     const Case* of;
     PreparedCase with_one, with_all;
-    Timing one, all;
+    std::array<Timing, 4> times;  // one, all; the same of bare work
+
+    double gain(size_t first) const { return times[first].median() / times[first + 1].median(); }
   };
+  ThreadPool single(1);
+  const BareWork bare(pool.threads());
   const std::vector<Case> cases = cases_to_run(all.exact, options);
   const auto measure_pair = [&](Pair& pair) {
     const Case& c = *pair.of;
@@ -293,33 +300,42 @@ Json run_scaling(const Devices& one, const Devices& all, const SuiteOptions& opt
       options_of_case.seconds_of_turn = 0.002;
       options_of_case.warm_up_seconds = kWarmUpSeconds;
     }
-    const std::vector<std::function<void()>> calls = {pair.with_one.call, pair.with_all.call};
+    std::vector<std::function<void()>> calls = {pair.with_one.call, pair.with_all.call};
+    if (!c.heavy) {
+      calls.emplace_back([&] { bare.run(single); });
+      calls.emplace_back([&] { bare.run(pool); });
+    }
     const std::vector<Timing> timings = measure_interleaved(calls, options_of_case);
-    const auto append = [](Timing& to, const Timing& from) {
-      to.seconds.insert(to.seconds.end(), from.seconds.begin(), from.seconds.end());
-    };
-    append(pair.one, timings[0]);
-    append(pair.all, timings[1]);
+    for (size_t i = 0; i < timings.size(); ++i) {
+      const std::vector<double>& more = timings[i].seconds;
+      pair.times[i].seconds.insert(pair.times[i].seconds.end(), more.begin(), more.end());
+    }
   };
   const auto prepare = [&](const Case& c) {
-    Pair pair{&c, c.prepare(one.of(c)), c.prepare(all.of(c)), {}, {}};
+    Pair pair{&c, c.prepare(one.of(c)), c.prepare(all.of(c)), {}};
     prove(c, pair.with_one);
     prove(c, pair.with_all);
     return pair;
   };
   Json results = Json::array();
   const auto tell = [&](const Pair& pair) {
-    out << fmt::format("{:<46} {:>11.1f} {:>11.1f} {:>8.2f} {:>16.2f}", pair.of->name,
-                       pair.one.median() * 1e6, pair.all.median() * 1e6,
-                       pair.one.median() / pair.all.median(),
-                       pair.one.minimum() / pair.all.minimum())
+    const auto& [with_one, with_all, bare_one, bare_all] = pair.times;
+    const bool has_bare = !bare_one.seconds.empty();
+    out << fmt::format("{:<46} {:>11.1f} {:>11.1f} {:>8.2f} {:>16.2f} {:>18}", pair.of->name,
+                       with_one.median() * 1e6, with_all.median() * 1e6, pair.gain(0),
+                       with_one.minimum() / with_all.minimum(),
+                       has_bare ? fmt::format("{:.2f}", pair.gain(2)) : "-")
         << std::endl;
-    results.push_back({{"name", pair.of->name},
-                       {"one_seconds", pair.one.seconds},
-                       {"all_seconds", pair.all.seconds}});
+    Json& entry = results.emplace_back(Json{{"name", pair.of->name},
+                                            {"one_seconds", with_one.seconds},
+                                            {"all_seconds", with_all.seconds}});
+    if (has_bare) {
+      entry["bare_one_seconds"] = bare_one.seconds;
+      entry["bare_all_seconds"] = bare_all.seconds;
+    }
   };
-  out << fmt::format("{:<46} {:>11} {:>11} {:>8} {:>16}\n", "case (medians)", "1 thread us",
-                     "all us", "gain", "gain of minima");
+  out << fmt::format("{:<46} {:>11} {:>11} {:>8} {:>16} {:>18}\n", "case (medians)", "1 thread us",
+                     "all us", "gain", "gain of minima", "gain of bare work");
   std::vector<Pair> light;
   for (const Case& c : cases) {
     if (!c.heavy && c.flops >= kScalingFlops) {

@@ -45,8 +45,10 @@ nlohmann::ordered_json run_suite(const Devices& devices, const MachineLimits& li
                                  const SuiteOptions& options, std::ostream& out);
 
 // Times every case of kScalingFlops or more with one thread and with all, taking turns, a line each
-// to `out`; returns {"cases": [{name, one_seconds, all_seconds}]}.
-nlohmann::ordered_json run_scaling(const Devices& one, const Devices& all,
+// to `out`. Beside each small case, in the same turns, the same of BareWork, with `pool` for
+// all: what the machine itself gave at that time. Returns {"cases": [{name, one_seconds,
+// all_seconds, bare_one_seconds, bare_all_seconds}]}, the last two for small cases only.
+nlohmann::ordered_json run_scaling(const Devices& one, const Devices& all, ThreadPool& pool,
                                    const SuiteOptions& options, std::ostream& out);
 
 // Calls each selected case so many times, unproved and untimed: for tools/count_instructions.py.

@@ -115,7 +115,9 @@ void run_scaling(BenchFlags& flags) {
   single.threads = 1;
   BenchDevices one(single, {});
   BenchDevices all(flags.device, {});
-  write_json(flags.json, bench::run_scaling(one.devices(), all.devices(), flags.suite, std::cout));
+  ThreadPool pool(flags.device.threads);
+  write_json(flags.json,
+             bench::run_scaling(one.devices(), all.devices(), pool, flags.suite, std::cout));
 }
 
 void run_decoding(BenchFlags& flags) {

@@ -179,14 +179,17 @@ TEST(Suite, UnderAProfileTheTimedCallsAloneAreCounted) {
 TEST(Suite, ScalingTimesOnlyCasesThatAreWorthASecondThread) {
   const auto one = make_backend("cpu", {.threads = 1});
   const auto all = make_backend("cpu", {.threads = 2});
+  ThreadPool pool(2);
   std::ostringstream table;
-  EXPECT_EQ(run_scaling(*one, *all, {.filter = "rms_norm"}, table)["cases"].size(), 0U);
-  const auto record = run_scaling(*one, *all, {.filter = "lora_delta:T=64,d=512,r=8"}, table);
+  EXPECT_EQ(run_scaling(*one, *all, pool, {.filter = "rms_norm"}, table)["cases"].size(), 0U);
+  const auto record = run_scaling(*one, *all, pool, {.filter = "lora_delta:T=64,d=512,r=8"}, table);
   ASSERT_EQ(record["cases"].size(), 1U);
   constexpr size_t kPasses = 9;
   constexpr size_t kTurn = 20;
   EXPECT_GE(record["cases"][0]["one_seconds"].size(), kPasses * kTurn);
   EXPECT_GE(record["cases"][0]["all_seconds"].size(), kPasses * kTurn);
+  EXPECT_GE(record["cases"][0]["bare_one_seconds"].size(), kPasses * kTurn);
+  EXPECT_GE(record["cases"][0]["bare_all_seconds"].size(), kPasses * kTurn);
 }
 
 TEST(Suite, NamesWhatNoCaseHas) {

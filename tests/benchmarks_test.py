@@ -30,7 +30,9 @@ RECORD = {
     "decoding": {"case": "decode:x,r=16", "bytes_of_token": 1e9, "adapter_bytes_of_token": 2e7,
                  "base_seconds": [0.05, 0.04, 0.1], "adapted_seconds": [0.051, 0.042, 0.101],
                  "base_read_gbs": [25.0, 25.0, 20.0], "adapted_read_gbs": [25.0, 25.0, 20.0]},
-    "scaling": [{"name": "gemm:T=1", "one_seconds": [2e-3], "all_seconds": [1e-3]}],
+    "scaling": [{"name": "gemm:T=1", "one_seconds": [2e-3], "all_seconds": [1e-3],
+                 "bare_one_seconds": [1.9e-4], "bare_all_seconds": [1e-4]},
+                {"name": "train_step:x", "one_seconds": [9.0], "all_seconds": [5.0]}],  # too long for bare work beside it
     "neighbour": [{"name": "gemm:T=1", "quiet_seconds": [1e-3], "busy_seconds": [1.5e-3]}],
     "profiles": [{"name": "train_step:x", "calls": 2, "wall_seconds": 10.0,
                   "kernels": [{"kernel": "matmul nt", "calls": 20, "seconds": 8.0, "flops": 8e11, "bytes": 8e9}]}],
@@ -69,7 +71,7 @@ class Pages(unittest.TestCase):
         self.assertIn("2.00 GiB", page)
         self.assertIn("| matmul nt | 10 | 4 s | 80.0 % | 100 (50 %) | 1 (5 %) |", page)
         self.assertIn("| outside kernels |  | 1 s | 20.0 % |", page)
-        self.assertIn("| `gemm:T=1` | 2 ms | 1 ms | 2.00 |", page)
+        self.assertIn("| `gemm:T=1` | 2 ms | 1 ms | 2.00 | 2.00 | 1.90 |", page)
         self.assertIn("| `gemm:T=1` | 1 ms | 1.5 ms | 1.50 |", page)
         # A gigabyte in 50, 40 and 100 ms is 20, 25 and 10 GB/s, of 25, 25 and 20.
         self.assertIn("| without an adapter | 50 ms (40 ms) | 25.0 (20.0-25.0) | 0.80 (0.50-1.00) |", page)
@@ -79,7 +81,7 @@ class Pages(unittest.TestCase):
         self.assertIn("not measured: no wheel", page)
         self.assertIn("| PyTorch | train_step | out of memory |", page)
         self.assertIn("| LoRA delta | at most 0.50 of PyTorch's time | 0.40 (`lora_delta:T=64,d=1024,r=8`) | yes |", page)
-        self.assertIn("at least 1.85 times as fast | 2.00 (`gemm:T=1`); 1 of 1 cases reach it | yes |", page)
+        self.assertIn("at least 1.85 times as fast | 1.80 (`train_step:x`); 1 of 2 cases reach it; bare work beside them 1.90-1.90 | **no** |", page)
         readme = (self.root / "README.md").read_text(encoding="utf-8")
         self.assertIn("50 µs (0.40)", readme)
         self.assertTrue(readme.endswith("\n\nrest\n"))

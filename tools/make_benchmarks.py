@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmark_charts import CHARTS
 from benchmark_decoding import decoding_section
-from benchmark_goals import goals_of
+from benchmark_goals import gain_of, goals_of
 from benchmark_gpu import gpu_part, is_gpu, readme_rows
 from benchmark_record import (NAMES, case_named, cases_of, duration, kind_of, label_of, median, memory_of,
                               ratio, ratio_text, share_of_flops, sides_of, table, times_of)
@@ -140,13 +140,15 @@ def kernel_section(record, device):
 
 def threads_section(record):
     rows = [[f"`{case['name']}`", duration(median(case["one_seconds"])), duration(median(case["all_seconds"])),
-             f"{median(case['one_seconds']) / median(case['all_seconds']):.2f}",
-             f"{min(case['one_seconds']) / min(case['all_seconds']):.2f}"] for case in record.get("scaling", [])]
+             f"{gain_of(case):.2f}", f"{min(case['one_seconds']) / min(case['all_seconds']):.2f}",
+             f"{gain_of(case, 'bare_'):.2f}" if "bare_one_seconds" in case else "-"] for case in record.get("scaling", [])]
     if not rows:
         return []
     return ["### One thread and all", "", f"Every case of 1 Mflop or more, with one thread and with {record['threads']}, taking "
-            "turns. Small cases run on one thread by choice: waking another costs more than it gains.", "",
-            *table(["case", "one thread", "all", "gain", "gain of minima"], rows)]
+            "turns. Bare work, in the same turns as each small case: threads that each add up an array of their own in the second "
+            "cache and share nothing, so what they gain is what the machine gave while the case ran; a virtual machine shares "
+            "its cores and their caches with others. Smaller cases than these run on one thread by choice: waking another costs more than it gains.", "",
+            *table(["case", "one thread", "all", "gain", "gain of minima", "gain of bare work"], rows)]
 
 
 def neighbour_section(record):
