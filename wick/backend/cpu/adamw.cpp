@@ -165,9 +165,7 @@ void adamw(const Context& context, const Tensor& grad, const AdamwArgs& args, co
   for (const AdamwSegment& segment : args.segments) {
     values += segment.count;
   }
-  // Few values too are for several threads: what one has written, the others are to fetch anyway.
-  constexpr int64_t kLeastElements = 2048;
-  const int64_t most = std::clamp(values / 4, kLeastElements, kTaskElements);
+  const int64_t most = task_parameters(values);
   for (const AdamwSegment& segment : args.segments) {
     for (int64_t at = 0; at < segment.count; at += most) {
       tasks.push_back({&segment, segment.begin + at, std::min(most, segment.count - at)});
@@ -183,7 +181,7 @@ void adamw(const Context& context, const Tensor& grad, const AdamwArgs& args, co
      v.data<float>() + begin);
   };
   const auto count = static_cast<int64_t>(tasks.size());
-  for_ranges(context, count, values <= 2 * kLeastElements ? std::max<int64_t>(count, 1) : 1,
+  for_ranges(context, count, values <= most ? std::max<int64_t>(count, 1) : 1,
              [&](int64_t begin, int64_t end) {
                for (int64_t i = begin; i < end; ++i) {
                  update(i);

@@ -53,4 +53,12 @@ inline int64_t task_elements(int64_t elements) {
   return elements <= kSerialElements ? kSerialElements : kElementsOfTask;
 }
 
+// The same of parameters, their gradients and moments, which threads write in turn: few of them too
+// are for several threads, since what one has written the others are to fetch anyway.
+inline int64_t task_parameters(int64_t elements) {
+  constexpr int64_t kLeastElements = 2048;
+  return elements <= 2 * kLeastElements ? std::max<int64_t>(elements, 1)
+                                        : std::clamp(elements / 4, kLeastElements, kElementsOfTask);
+}
+
 }  // namespace wick::cpu
