@@ -28,33 +28,22 @@ struct AttentionCase {
   int64_t window = 0;
 };
 
-std::vector<AttentionCase> attention_cases() {
-  return {
-      {1, 1, 1, {0, 1, 0, 1}},
-      {4, 2, 16, {0, 5, 0, 5}},
-      {6, 2, 64, {0, 37, 0, 37, 37, 1, 37, 1, 38, 70, 38, 70}},  // packed sequences
-      {3, 3, 33, {0, 67, 0, 67}},
-      {4, 1, 80, {0, 150, 0, 150}, true, 13},
-      {2, 2, 32, {0, 131, 0, 131}, true, 64},
-      {14, 2, 64, {0, 1, 0, 301}},                // one new token after 300
-      {4, 2, 24, {0, 7, 0, 90, 7, 3, 90, 3}},     // a chunk of prompt behind a cache
-      {4, 2, 16, {0, 1, 0, 200}, true, 50},       // decode with a window
-      {4, 4, 20, {0, 29, 0, 29}, false},          // an encoder
-      {8, 2, 128, {0, 65, 0, 65, 65, 0, 65, 0}},  // an empty run
-      // Runs that end inside blocks of rows, and rows of spans that are not used.
-      {7, 1, 128, {0, 130, 0, 130, 130, 70, 130, 70, 0, 0, 0, 0, 0, 0, 0, 0}},
-      {14, 2, 64, {0, 9, 0, 9, 9, 128, 9, 128, 137, 120, 137, 120}, true, 40},
-      {2, 2, 64, {0, 70, 0, 70, 70, 90, 70, 90}, false},
-      {2, 1, 64, {0, 200, 0, 200}, true, 1},  // each token sees itself alone
-      {2, 1, 96, {0, 129, 0, 129}},
-      {2, 1, 128, {0, 100, 0, 164}},         // a long chunk of prompt behind a cache
-      {7, 1, 80, {0, 5, 0, 100}, true, 31},  // a short one, with a window
-      {8, 2, 128, {0, 2, 0, 150, 2, 1, 150, 60, 3, 2, 210, 200}},  // several sequences decode
-      {2, 1, 256, {0, 40, 0, 40}},
-      {2, 1, 256, {0, 2, 0, 40}},
-      {1, 1, 200, {0, 70, 0, 70}},
-  };
-}
+// Appends `T` tokens behind `past` to a cache with room for `capacity`.
+struct AppendCase {
+  int32_t T, past;
+  int64_t H, G, D, R, capacity;
+  int64_t window = 0;
+};
+
+// Cases stand in several tests because each takes long under racecheck (tools/sanitize_cuda.sh).
+class AttentionConformance : public Conformance {
+ protected:
+  void expect_attention(const std::vector<AttentionCase>& cases);
+  void expect_append_attention(const std::vector<AppendCase>& cases);
+};
+
+INSTANTIATE_TEST_SUITE_P(Backends, AttentionConformance,
+                         ::testing::ValuesIn(test::conformance_cases()), test::name_of_case);
 
 struct Extents {
   int64_t queries = 0, keys = 0;
@@ -69,8 +58,8 @@ Extents extents_of(const std::vector<int32_t>& spans) {
   return extents;
 }
 
-TEST_P(Conformance, AttentionAndItsGradient) {
-  for (const AttentionCase& c : attention_cases()) {
+void AttentionConformance::expect_attention(const std::vector<AttentionCase>& cases) {
+  for (const AttentionCase& c : cases) {
     const auto [H, G, D] = std::array{c.H, c.G, c.D};
     const auto S = static_cast<int64_t>(c.spans.size() / 4);
     const auto [Tq, Tk] = extents_of(c.spans);
@@ -115,6 +104,57 @@ TEST_P(Conformance, AttentionAndItsGradient) {
         },
         {o, lse, o, dq, dk, dv});
   }
+}
+
+TEST_P(AttentionConformance, PackedSequencesAndTheirGradient) {
+  expect_attention({
+      {1, 1, 1, {0, 1, 0, 1}},
+      {4, 2, 16, {0, 5, 0, 5}},
+      {6, 2, 64, {0, 37, 0, 37, 37, 1, 37, 1, 38, 70, 38, 70}},
+      {3, 3, 33, {0, 67, 0, 67}},
+      {8, 2, 128, {0, 65, 0, 65, 65, 0, 65, 0}},  // an empty run
+      {2, 1, 96, {0, 129, 0, 129}},
+  });
+}
+
+TEST_P(AttentionConformance, RunsThatEndInsideBlocksOfRowsAndTheirGradient) {
+  // The last rows of spans are not used.
+  expect_attention({{7, 1, 128, {0, 130, 0, 130, 130, 70, 130, 70, 0, 0, 0, 0, 0, 0, 0, 0}}});
+}
+
+TEST_P(AttentionConformance, WindowsAndTheirGradient) {
+  expect_attention({
+      {4, 1, 80, {0, 150, 0, 150}, true, 13},
+      {2, 2, 32, {0, 131, 0, 131}, true, 64},
+      {14, 2, 64, {0, 9, 0, 9, 9, 128, 9, 128, 137, 120, 137, 120}, true, 40},
+      {2, 1, 64, {0, 200, 0, 200}, true, 1},  // each token sees itself alone
+  });
+}
+
+TEST_P(AttentionConformance, TokensBehindACacheAndTheirGradient) {
+  expect_attention({
+      {14, 2, 64, {0, 1, 0, 301}},                                 // one new token after 300
+      {4, 2, 24, {0, 7, 0, 90, 7, 3, 90, 3}},                      // a chunk of prompt
+      {4, 2, 16, {0, 1, 0, 200}, true, 50},                        // a token with a window
+      {2, 1, 128, {0, 100, 0, 164}},                               // a long chunk
+      {7, 1, 80, {0, 5, 0, 100}, true, 31},                        // a short one, with a window
+      {8, 2, 128, {0, 2, 0, 150, 2, 1, 150, 60, 3, 2, 210, 200}},  // several sequences decode
+  });
+}
+
+TEST_P(AttentionConformance, OfAnEncoderAndItsGradient) {
+  expect_attention({
+      {4, 4, 20, {0, 29, 0, 29}, false},
+      {2, 2, 64, {0, 70, 0, 70, 70, 90, 70, 90}, false},
+  });
+}
+
+TEST_P(AttentionConformance, WideHeadsAndTheirGradient) {
+  expect_attention({
+      {2, 1, 256, {0, 40, 0, 40}},
+      {2, 1, 256, {0, 2, 0, 40}},
+      {1, 1, 200, {0, 70, 0, 70}},
+  });
 }
 
 TEST_P(Conformance, TokensOutsideEverySpanGetNoGradient) {
@@ -298,28 +338,10 @@ TEST_P(Conformance, RopeAppendTurnsTheQueriesAndFillsTheCaches) {
   }
 }
 
-// Caches that are one part and many, with the token at their end or inside; the rest is not seen.
-TEST_P(Conformance, AppendAttentionSeesWhatItAppends) {
-  struct Case {
-    int32_t T, past;
-    int64_t H, G, D, R, capacity;
-    int64_t window = 0;
-  };
+void AttentionConformance::expect_append_attention(const std::vector<AppendCase>& cases) {
   const DType type = activations();
   constexpr auto kForward = RopeDirection::forward;
-  for (const Case& c : {Case{1, 0, 14, 2, 64, 64, 40},
-                        {1, 39, 14, 2, 64, 64, 40},
-                        {1, 300, 6, 2, 128, 128, 400},
-                        {1, 77, 6, 2, 64, 32, 1500},
-                        {1, 1499, 6, 2, 64, 64, 1500, 200},
-                        {1, 700, 14, 2, 64, 64, 701},
-                        {1, 5000, 6, 2, 128, 64, 5100},
-                        {1, 90, 16, 1, 128, 128, 100},
-                        {1, 200, 4, 2, 88, 80, 300},
-                        {1, 20, 4, 4, 20, 12, 50},
-                        {1, 20, 40, 2, 64, 64, 50},
-                        {1, 60, 4, 1, 256, 256, 100},
-                        {5, 30, 6, 2, 64, 64, 300}}) {
+  for (const AppendCase& c : cases) {
     SCOPED_TRACE(
         fmt::format("T {} past {} H {} D {} R {} of {}", c.T, c.past, c.H, c.D, c.R, c.capacity));
     const int64_t heads = c.G * c.D;
@@ -369,6 +391,28 @@ TEST_P(Conformance, AppendAttentionSeesWhatItAppends) {
         },
         {o, k_cache, v_cache});
   }
+}
+
+// Caches that are one part and many, with the token at their end or inside; the rest is not seen.
+TEST_P(AttentionConformance, AppendedTokensAreSeen) {
+  expect_append_attention({{1, 0, 14, 2, 64, 64, 40},
+                           {1, 39, 14, 2, 64, 64, 40},
+                           {1, 90, 16, 1, 128, 128, 100},
+                           {1, 20, 4, 4, 20, 12, 50},
+                           {1, 20, 40, 2, 64, 64, 50},
+                           {1, 60, 4, 1, 256, 256, 100}});
+}
+
+TEST_P(AttentionConformance, AppendedTokensAreSeenInSeveralParts) {
+  expect_append_attention({{1, 300, 6, 2, 128, 128, 400},
+                           {1, 77, 6, 2, 64, 32, 1500},
+                           {1, 1499, 6, 2, 64, 64, 1500, 200},
+                           {1, 200, 4, 2, 88, 80, 300},
+                           {5, 30, 6, 2, 64, 64, 300}});
+}
+
+TEST_P(AttentionConformance, AppendedTokensAreSeenBehindManyOthers) {
+  expect_append_attention({{1, 700, 14, 2, 64, 64, 701}, {1, 5000, 6, 2, 128, 64, 5100}});
 }
 
 }  // namespace
