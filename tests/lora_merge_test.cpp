@@ -6,6 +6,7 @@
 
 #include "tests/support/golden.h"
 #include "tests/support/host_tensor.h"
+#include "tests/support/program.h"
 #include "tests/support/test_data.h"
 #include "wick/backend/registry.h"
 #include "wick/lora/attach.h"
@@ -43,7 +44,7 @@ TEST_P(MergeProgram, TheMergedModelSpeaksAsTheAdaptedOne) {
   const fs::path adapter = model / "adapter";
   const test::TemporaryFolder folder;
   const fs::path merged = folder.path() / "merged";
-  const std::string command = std::string(WICK_PROGRAM) + " merge --model '" + model.string() +
+  const std::string command = test::wick_program() + " merge --model '" + model.string() +
                               "' --adapter '" + adapter.string() + "' --output '" +
                               merged.string() + "'";
   const auto run = [](const std::string& line) { return std::system(line.c_str()); };

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "tests/support/child.h"
+#include "tests/support/program.h"
 #include "tests/support/test_data.h"
 #include "tests/support/tiny_model.h"
 #include "wick/base/file.h"
@@ -78,7 +79,7 @@ class TrainMpi : public testing::Test {
   fs::path path(const std::string& name) const { return folder_.path() / name; }
 
   Words program(const std::string& output, const Words& more) const {
-    return Words{WICK_PROGRAM,       "train",    "--model",    path("model"),    "--data",
+    return Words{test::wick_program(),       "train",    "--model",    path("model"),    "--data",
                  path("data.jsonl"), "--output", path(output), "--report-every", "1",
                  "--threads",        "1"} +
            more;

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "tests/support/child.h"
+#include "tests/support/program.h"
 #include "tests/support/test_data.h"
 #include "tests/support/tiny_model.h"
 #include "wick/base/file.h"
@@ -37,7 +38,7 @@ class TrainProgram : public testing::Test {
   fs::path path(const std::string& name) const { return folder_.path() / name; }
   std::vector<std::string> arguments(const std::string& output,
                                      std::vector<std::string> more) const {
-    std::vector<std::string> all = {WICK_PROGRAM,     "train",
+    std::vector<std::string> all = {test::wick_program(),     "train",
                                     "--model",        path("model"),
                                     "--data",         path("data.jsonl"),
                                     "--output",       path(output),
@@ -229,7 +230,7 @@ TEST_F(TrainProgram, MatmulPrecisionIsSaidKeptAndRefusedByName) {
 TEST_F(TrainProgram, EvaluateComparesModelAndAdapter) {
   ASSERT_EQ(start("out", {"--steps", "20", "--lr", "1e-2"}).wait(), 0);
   const std::vector<std::string> common = {
-      WICK_PROGRAM,       "evaluate",  "--model",   path("model"), "--data",
+      test::wick_program(),       "evaluate",  "--model",   path("model"), "--data",
       path("data.jsonl"), "--adapter", path("out"), "--compare",   "--exact-match"};
   std::vector<std::string> as_json = common;
   as_json.emplace_back("--json");

@@ -23,7 +23,7 @@ std::string quoted(const std::string& word) {
 }
 
 std::string command_line(const std::vector<std::string>& arguments) {
-  std::string line = quoted(WICK_PROGRAM);
+  std::string line = quoted(wick_program());
   for (const std::string& argument : arguments) {
     line += " " + quoted(argument);
   }
@@ -42,6 +42,11 @@ ProgramResult run_shell(const std::string& line, const TemporaryFolder& folder) 
 }
 
 }  // namespace
+
+std::string wick_program() {
+  const char* program = std::getenv("WICK_PROGRAM");
+  return program == nullptr ? WICK_PROGRAM_DEFAULT : program;
+}
 
 ProgramResult run_wick(const std::vector<std::string>& arguments, const std::string& input) {
   const TemporaryFolder folder;

@@ -6,6 +6,9 @@
 
 namespace wick::test {
 
+// The program: what the environment variable WICK_PROGRAM names, else the one that was built along.
+std::string wick_program();
+
 struct ProgramResult {
   int status = 0;   // the exit status; 128 + n where signal n ended it
   std::string out;  // standard output

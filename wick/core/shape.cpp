@@ -1,5 +1,7 @@
 // How a shape is shown in messages.
-#include "wick/core/shape.h"
+#include "wick/core/shape_format.h"
+
+#include <algorithm>
 
 namespace wick {
 
@@ -12,3 +14,9 @@ std::string Shape::to_string() const {
 }
 
 }  // namespace wick
+
+fmt::appender fmt::formatter<wick::Shape>::format(const wick::Shape& shape,
+                                                  format_context& context) const {
+  const std::string text = shape.to_string();
+  return std::ranges::copy(text, context.out()).out;
+}

@@ -2,6 +2,7 @@
 #include "wick/ops/activation.h"
 
 #include "wick/base/error.h"
+#include "wick/core/shape_format.h"
 
 namespace wick {
 
@@ -38,7 +39,7 @@ Var gate(Backend& backend, Tape* tape, const Var& g, const Var& u, Activation ac
 
 void check_same_shape(const char* op, const Var& a, const Var& b) {
   check(a.value.shape() == b.value.shape(), "{}: shapes differ: {} and {}", op,
-        a.value.shape().to_string(), b.value.shape().to_string());
+        a.value.shape(), b.value.shape());
 }
 
 Tensor place_of_sum(Backend& backend, const Var& a, const Var& b) {

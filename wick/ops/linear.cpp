@@ -2,6 +2,7 @@
 #include "wick/ops/linear.h"
 
 #include "wick/base/error.h"
+#include "wick/core/shape_format.h"
 #include "wick/ops/lora_linear.h"
 
 namespace wick {
@@ -9,12 +10,13 @@ namespace wick {
 void check_linear(const Tensor& x, const Parameter& weight, const Parameter* bias) {
   const Shape& w = weight.value.shape();
   check(w.rank() == 2, "linear: weight {} must have two dimensions, not {}", weight.name,
-        w.to_string());
+        w);
   check(x.shape().rank() == 2 && x.columns() == w[1], "linear: input {} does not fit weight {} {}",
-        x.shape().to_string(), weight.name, w.to_string());
-  check(bias == nullptr || bias->value.elements() == w[0],
-        "linear: bias {} has {} values, its layer {} outputs", bias == nullptr ? "" : bias->name,
-        bias == nullptr ? 0 : bias->value.elements(), w[0]);
+        x.shape(), weight.name, w);
+  if (bias != nullptr) {
+    check(bias->value.elements() == w[0], "linear: bias {} has {} values, its layer {} outputs",
+          bias->name, bias->value.elements(), w[0]);
+  }
 }
 
 LinearGradients::LinearGradients(Backend& backend, Tape* tape, const Var& x,

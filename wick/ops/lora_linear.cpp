@@ -2,6 +2,7 @@
 #include "wick/ops/lora_linear.h"
 
 #include "wick/base/error.h"
+#include "wick/core/shape_format.h"
 #include "wick/ops/activation.h"
 #include "wick/ops/linear.h"
 
@@ -12,11 +13,11 @@ void check_adapter(const Parameter& weight, const LoraTerm& lora) {
   const Shape& w = weight.value.shape();
   const Shape& a = lora.a.value.shape();
   const Shape& b = lora.b.value.shape();
-  check(a.rank() == 2 && a[1] == w[1], "lora: A {} does not fit weight {} {}", a.to_string(),
-        weight.name, w.to_string());
+  check(a.rank() == 2 && a[1] == w[1], "lora: A {} does not fit weight {} {}", a,
+        weight.name, w);
   check(b.rank() == 2 && b[0] == w[0] && b[1] == a[0],
-        "lora: B {} does not fit A {} and weight {} {}", b.to_string(), a.to_string(), weight.name,
-        w.to_string());
+        "lora: B {} does not fit A {} and weight {} {}", b, a, weight.name,
+        w);
 }
 
 LoraFactors factors_of(const LoraTerm& lora) {
@@ -128,7 +129,7 @@ std::vector<LinearTerm> run_forward(Backend& backend, const Tensor& x,
 void check_norm(const NormedInput& input, std::span<const LinearInputs> layers) {
   check(input.weight.elements() == input.a.columns(),
         "rms_norm: a weight of {} values, input {} has {} columns", input.weight.elements(),
-        input.a.shape().to_string(), input.a.columns());
+        input.a.shape(), input.a.columns());
   for (const LinearInputs& layer : layers) {
     check(!drops(layer), "linear layers of a norm: dropout needs the norm itself");
   }
@@ -141,8 +142,8 @@ bool any_trainable(const LinearInputs& layer) {
 
 Tensor allocate_gated(Backend& backend, std::span<const LinearTerm> g_and_u) {
   const Tensor& g = g_and_u[0].y;
-  check(g.shape() == g_and_u[1].y.shape(), "gate: shapes differ: {} and {}", g.shape().to_string(),
-        g_and_u[1].y.shape().to_string());
+  check(g.shape() == g_and_u[1].y.shape(), "gate: shapes differ: {} and {}", g.shape(),
+        g_and_u[1].y.shape());
   return backend.allocate(g.shape(), g.dtype());
 }
 

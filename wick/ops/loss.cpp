@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "wick/base/error.h"
+#include "wick/core/shape_format.h"
 
 namespace wick {
 namespace {
@@ -44,8 +45,8 @@ void head_loss(Backend& backend, Tape* tape, const Var& hidden, const LossRows& 
     const Var input = d_hidden ? chunk.leaf(x) : Var{x};
     Var logits = head(tape == nullptr ? nullptr : &chunk, input);
     check(logits.value.shape() == Shape({size, options.vocab_size}),
-          "loss: logits are {}, expected {}", logits.value.shape().to_string(),
-          Shape({size, options.vocab_size}).to_string());
+          "loss: logits are {}, expected {}", logits.value.shape(),
+          Shape({size, options.vocab_size}));
     backend.cross_entropy(
         targets.targets.slice(begin, size),
         {.gradient_scale = logits.needs_gradient() ? options.gradient_scale : Tensor()},

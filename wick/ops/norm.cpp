@@ -2,6 +2,7 @@
 #include "wick/ops/norm.h"
 
 #include "wick/base/error.h"
+#include "wick/core/shape_format.h"
 #include "wick/ops/activation.h"
 
 namespace wick {
@@ -14,7 +15,7 @@ Shape rows_of(const Tensor& x) {
 void check_weight(const Tensor& x, const Parameter& weight) {
   check(weight.value.elements() == x.columns(),
         "rms_norm: weight {} has {} values, input {} has {} columns", weight.name,
-        weight.value.elements(), x.shape().to_string(), x.columns());
+        weight.value.elements(), x.shape(), x.columns());
 }
 
 bool keeps_statistics(const Tape* tape, bool x_needs_gradient, const Parameter& weight) {
@@ -92,7 +93,7 @@ void check_layer_norm(const Var& x, const Parameter& weight, const Parameter& bi
     const bool absent = p == &bias && !p->value;
     check(absent || p->value.elements() == x.value.columns(),
           "layer_norm: {} has {} values, input {} has {} columns", p->name,
-          p->value ? p->value.elements() : 0, x.value.shape().to_string(), x.value.columns());
+          p->value ? p->value.elements() : 0, x.value.shape(), x.value.columns());
   }
 }
 

@@ -15,6 +15,7 @@
 #include "wick/backend/cuda/rowwise.h"
 #include "wick/backend/cuda/sample.h"
 #include "wick/base/error.h"
+#include "wick/core/shape_format.h"
 
 namespace wick::cuda {
 
@@ -27,7 +28,7 @@ size_t checked_bytes(const Shape& shape, DType dtype) {
     fits = fits && !__builtin_mul_overflow(bytes, static_cast<size_t>(shape[axis]), &bytes);
   }
   check(fits && bytes <= PTRDIFF_MAX, "allocate: {} {} does not fit into memory", name_of(dtype),
-        shape.to_string());
+        shape);
   return bytes;
 }
 
