@@ -79,9 +79,9 @@ class TrainMpi : public testing::Test {
   fs::path path(const std::string& name) const { return folder_.path() / name; }
 
   Words program(const std::string& output, const Words& more) const {
-    return Words{test::wick_program(),       "train",    "--model",    path("model"),    "--data",
-                 path("data.jsonl"), "--output", path(output), "--report-every", "1",
-                 "--threads",        "1"} +
+    return Words{test::wick_program(), "train",    "--model",    path("model"),    "--data",
+                 path("data.jsonl"),   "--output", path(output), "--report-every", "1",
+                 "--threads",          "1"} +
            more;
   }
   static Words mpirun() {

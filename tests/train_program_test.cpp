@@ -38,14 +38,22 @@ class TrainProgram : public testing::Test {
   fs::path path(const std::string& name) const { return folder_.path() / name; }
   std::vector<std::string> arguments(const std::string& output,
                                      std::vector<std::string> more) const {
-    std::vector<std::string> all = {test::wick_program(),     "train",
-                                    "--model",        path("model"),
-                                    "--data",         path("data.jsonl"),
-                                    "--output",       path(output),
-                                    "--batch-size",   "4",
-                                    "--dropout",      "0.1",
-                                    "--report-every", "1",
-                                    "--threads",      "1"};
+    std::vector<std::string> all = {test::wick_program(),
+                                    "train",
+                                    "--model",
+                                    path("model"),
+                                    "--data",
+                                    path("data.jsonl"),
+                                    "--output",
+                                    path(output),
+                                    "--batch-size",
+                                    "4",
+                                    "--dropout",
+                                    "0.1",
+                                    "--report-every",
+                                    "1",
+                                    "--threads",
+                                    "1"};
     all.insert(all.end(), more.begin(), more.end());
     return all;
   }
@@ -230,8 +238,8 @@ TEST_F(TrainProgram, MatmulPrecisionIsSaidKeptAndRefusedByName) {
 TEST_F(TrainProgram, EvaluateComparesModelAndAdapter) {
   ASSERT_EQ(start("out", {"--steps", "20", "--lr", "1e-2"}).wait(), 0);
   const std::vector<std::string> common = {
-      test::wick_program(),       "evaluate",  "--model",   path("model"), "--data",
-      path("data.jsonl"), "--adapter", path("out"), "--compare",   "--exact-match"};
+      test::wick_program(), "evaluate",  "--model",   path("model"), "--data",
+      path("data.jsonl"),   "--adapter", path("out"), "--compare",   "--exact-match"};
   std::vector<std::string> as_json = common;
   as_json.emplace_back("--json");
   const Child json_child(as_json, folder_.path());

@@ -38,8 +38,8 @@ Var gate(Backend& backend, Tape* tape, const Var& g, const Var& u, Activation ac
 }
 
 void check_same_shape(const char* op, const Var& a, const Var& b) {
-  check(a.value.shape() == b.value.shape(), "{}: shapes differ: {} and {}", op,
-        a.value.shape(), b.value.shape());
+  check(a.value.shape() == b.value.shape(), "{}: shapes differ: {} and {}", op, a.value.shape(),
+        b.value.shape());
 }
 
 Tensor place_of_sum(Backend& backend, const Var& a, const Var& b) {

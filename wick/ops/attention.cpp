@@ -9,8 +9,7 @@ namespace wick {
 Var rope(Backend& backend, Tape* tape, Var x, const RopeInputs& inputs) {
   const Tensor& positions = inputs.positions;
   const Tensor& table = inputs.table;
-  check(x.value.shape().rank() == 3, "rope: input {} must have three dimensions",
-        x.value.shape());
+  check(x.value.shape().rank() == 3, "rope: input {} must have three dimensions", x.value.shape());
   check(positions.elements() == x.value.dim(0), "rope: {} positions for {} tokens",
         positions.elements(), x.value.dim(0));
   check(table.columns() <= x.value.columns() && table.columns() % 2 == 0,
@@ -44,8 +43,7 @@ void check_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Te
   const Shape& ks = k.shape();
   check(qs.rank() == 3 && ks.rank() == 3 && ks[1] > 0 && qs[1] % ks[1] == 0 && qs[2] == ks[2],
         "attention: queries {} do not fit keys {}", qs, ks);
-  check(v.shape() == ks, "attention: values {} do not fit keys {}", v.shape(),
-        ks);
+  check(v.shape() == ks, "attention: values {} do not fit keys {}", v.shape(), ks);
   check(spans.shape().rank() == 2 && spans.columns() == 4,
         "attention: spans must be [S, 4], not {}", spans.shape());
 }

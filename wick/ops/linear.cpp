@@ -9,8 +9,7 @@ namespace wick {
 
 void check_linear(const Tensor& x, const Parameter& weight, const Parameter* bias) {
   const Shape& w = weight.value.shape();
-  check(w.rank() == 2, "linear: weight {} must have two dimensions, not {}", weight.name,
-        w);
+  check(w.rank() == 2, "linear: weight {} must have two dimensions, not {}", weight.name, w);
   check(x.shape().rank() == 2 && x.columns() == w[1], "linear: input {} does not fit weight {} {}",
         x.shape(), weight.name, w);
   if (bias != nullptr) {

@@ -13,11 +13,9 @@ void check_adapter(const Parameter& weight, const LoraTerm& lora) {
   const Shape& w = weight.value.shape();
   const Shape& a = lora.a.value.shape();
   const Shape& b = lora.b.value.shape();
-  check(a.rank() == 2 && a[1] == w[1], "lora: A {} does not fit weight {} {}", a,
-        weight.name, w);
+  check(a.rank() == 2 && a[1] == w[1], "lora: A {} does not fit weight {} {}", a, weight.name, w);
   check(b.rank() == 2 && b[0] == w[0] && b[1] == a[0],
-        "lora: B {} does not fit A {} and weight {} {}", b, a, weight.name,
-        w);
+        "lora: B {} does not fit A {} and weight {} {}", b, a, weight.name, w);
 }
 
 LoraFactors factors_of(const LoraTerm& lora) {

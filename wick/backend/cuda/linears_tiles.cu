@@ -74,22 +74,46 @@ bool takes_tiles(const Context& context, const Tensor& x, std::span<const Linear
          x.columns() > 0 && x.columns() % 8 == 0 && aligned_to(x.address(), 16);
 }
 
+template <int RANKS8>
+void launch_of_ranks(const Context& context, LinearsArgs& args) {
+  if (args.rows <= TileShape<2, RANKS8>::kRows) {
+    launch<TileShape<2, RANKS8>>(context, args);
+  } else {
+    launch<TileShape<4, RANKS8>>(context, args);
+  }
+}
+
+// For all rows of each layer: then the kernel shrinks too.
+bool has_one_small_adapter(std::span<const LinearTerm> terms) {
+  return std::ranges::all_of(terms, [](const LinearTerm& term) {
+    return term.adapters.empty() ||
+           (!term.row_adapter && term.adapters[0].a.rows() >= 1 && widest(term.adapters) <= 16 &&
+            aligned_to(term.adapters[0].a.address(), 16));
+  });
+}
+
 }  // namespace
 
 bool linears_in_tiles(const Context& context, const Tensor& x, std::span<const LinearTerm> terms) {
   if (!takes_tiles(context, x, terms)) {
     return false;
   }
-  for (const LinearTerm& term : terms) {
-    if (!term.adapters.empty()) {
-      lora_shrink(context, x, term.adapters, term.row_adapter, term.s);
+  LinearsArgs args = linears_args(x, terms);
+  const bool shrinks = has_one_small_adapter(terms);
+  if (!shrinks) {
+    for (const LinearTerm& term : terms) {
+      if (!term.adapters.empty()) {
+        lora_shrink(context, x, term.adapters, term.row_adapter, term.s);
+      }
     }
   }
-  LinearsArgs args = linears_args(x, terms);
-  if (x.rows() <= TileShape<2>::kRows) {
-    launch<TileShape<2>>(context, args);
+  const int ranks8 = shrinks ? ceil_div(args.width, 8) : 0;
+  if (ranks8 == 0) {
+    launch_of_ranks<0>(context, args);
+  } else if (ranks8 == 1) {
+    launch_of_ranks<1>(context, args);
   } else {
-    launch<TileShape<4>>(context, args);
+    launch_of_ranks<2>(context, args);
   }
   return true;
 }
