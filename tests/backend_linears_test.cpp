@@ -125,16 +125,20 @@ TEST_P(Conformance, GatedLinearsAreLinearsAndTheirGate) {
 }
 
 // Layers of some tens of rows: two with adapters of their own, one without, of few and of many
-// channels, and of a length that no power of two divides.
+// channels, of a length that no power of two divides; of ranks that a kernel of layers shrinks to
+// and of more.
 TEST_P(Conformance, LinearsOfSomeTensOfRows) {
   const DType type = activations();
-  constexpr std::array<int64_t, 3> ranks = {8, 16, 3};
-  for (const auto [T, in, F] : {std::array<int64_t, 3>{64, 520, 44},
-                                {33, 1032, 130},
-                                {32, 200, 1100},
-                                {50, 72, 1100},
-                                {17, 8, 33}}) {
-    SCOPED_TRACE(fmt::format("T {} in {} F {}", T, in, F));
+  for (const auto [T, in, F, rank] : {std::array<int64_t, 4>{64, 520, 44, 8},
+                                      {33, 1032, 130, 8},
+                                      {64, 1024, 44, 16},
+                                      {49, 520, 130, 12},
+                                      {32, 200, 1100, 8},
+                                      {20, 896, 100, 16},
+                                      {50, 72, 1100, 24},
+                                      {17, 8, 33, 8}}) {
+    SCOPED_TRACE(fmt::format("T {} in {} F {} rank {}", T, in, F, rank));
+    const std::array<int64_t, 3> ranks = {rank, 16, 3};
     const std::array<int64_t, 3> out = {F, 36, F + 4};
     const Values x = random(T * in, type);
     std::array<Values, 3> weights, a, b, y, s;

@@ -197,9 +197,9 @@ void CudaBackend::lora_linear_backward(const LoraLinearInputs& inputs, bool accu
   }
 }
 
-// Few rows: one kernel; some tens of bf16: a shrink and one kernel. Many rows of bf16: one kernel
-// where that gains, else the change is added to a product in f32. Else the low-rank change comes
-// first, so that the product adds to it and no pass over y follows it.
+// Few rows: one kernel; some tens of bf16: one kernel, some with a shrink ahead. Many rows of bf16:
+// one kernel where that gains, else the change is added to a product in f32. Else the low-rank
+// change comes first, so that the product adds to it and no pass over y follows it.
 void CudaBackend::linears(In x, std::span<const LinearTerm> terms) {
   const int64_t T = x.rows();
   if (T == 0 || rows_->linears(x, terms) ||

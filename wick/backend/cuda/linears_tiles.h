@@ -11,9 +11,10 @@ namespace wick::cuda {
 // From kFewRows (see lora.h) to this many rows a layer is still bound by reading its weight.
 inline constexpr int64_t kTileLinearRows = 64;
 
-// Backend::linears for up to kTileLinearRows rows and small weights: a shrink for each layer with
-// adapters, and one launch for all products. Returns false, and has done nothing, where it does not
-// take the types or sizes, or where no layer has adapters.
+// Backend::linears for up to kTileLinearRows rows and small weights: one launch for all products
+// and adapters; where rows name theirs, or they have many ranks, a shrink for each layer with
+// adapters before it. Returns false, and has done nothing, where it does not take the types or
+// sizes, or where no layer has adapters.
 bool linears_in_tiles(const Context& context, const Tensor& x, std::span<const LinearTerm> terms);
 
 }  // namespace wick::cuda
