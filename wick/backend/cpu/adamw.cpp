@@ -160,33 +160,33 @@ void adamw(const Context& context, const Tensor& grad, const AdamwArgs& args, co
     const AdamwSegment* segment;
     int64_t begin, count;
   };
-  std::vector<Task> tasks;  // over all segments, so that many small ones still make one run
   int64_t values = 0;
   for (const AdamwSegment& segment : args.segments) {
     values += segment.count;
   }
-  const int64_t most = task_parameters(values);
+  const int64_t most = task_parameters(context, values);
+  std::vector<Task> tasks;  // over all segments, so that many small ones still make one run
+  tasks.reserve(values / most + args.segments.size());
   for (const AdamwSegment& segment : args.segments) {
     for (int64_t at = 0; at < segment.count; at += most) {
       tasks.push_back({&segment, segment.begin + at, std::min(most, segment.count - at)});
     }
   }
-  const auto update = [&](int64_t i) {
-    const auto [segment, begin, count] = tasks[i];
-    AdamwFactors own = factors;
-    own.learning_rate = learning_rate * segment->learning_rate_ratio;
-    own.decay = static_cast<float>(1.0 - double{own.learning_rate} * segment->weight_decay);
-    HWY_DYNAMIC_DISPATCH(AdamwRange)
-    (grad.data<float>() + begin, own, count, p.data<float>() + begin, m.data<float>() + begin,
-     v.data<float>() + begin);
-  };
   const auto count = static_cast<int64_t>(tasks.size());
-  for_ranges(context, count, values <= most ? std::max<int64_t>(count, 1) : 1,
-             [&](int64_t begin, int64_t end) {
-               for (int64_t i = begin; i < end; ++i) {
-                 update(i);
-               }
-             });
+  const bool serial = values <= most;
+  for_ranges(
+      context, count, serial ? std::max<int64_t>(count, 1) : 1,
+      [factors, learning_rate, all = tasks.data(), grads = grad.data<float>(), ps = p.data<float>(),
+       ms = m.data<float>(), vs = v.data<float>()](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) {
+          const auto [segment, begin, size] = all[i];
+          AdamwFactors own = factors;
+          own.learning_rate = learning_rate * segment->learning_rate_ratio;
+          own.decay = static_cast<float>(1.0 - double{own.learning_rate} * segment->weight_decay);
+          HWY_DYNAMIC_DISPATCH(AdamwRange)
+          (grads + begin, own, size, ps + begin, ms + begin, vs + begin);
+        }
+      });
 }
 
 void sum_squares(const Context& context, const Tensor& x, const Tensor& out) {

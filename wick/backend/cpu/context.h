@@ -54,11 +54,13 @@ inline int64_t task_elements(int64_t elements) {
 }
 
 // The same of parameters, their gradients and moments, which threads write in turn: few of them too
-// are for several threads, since what one has written the others are to fetch anyway.
-inline int64_t task_parameters(int64_t elements) {
+// are for several threads, since what one has written the others are to fetch anyway. Of few, a
+// thread has one task: what it took of another's share would be fetched back in the next kernel.
+inline int64_t task_parameters(const Context& context, int64_t elements) {
   constexpr int64_t kLeastElements = 2048;
   return elements <= 2 * kLeastElements ? std::max<int64_t>(elements, 1)
-                                        : std::clamp(elements / 4, kLeastElements, kElementsOfTask);
+                                        : std::clamp(ceil_div(elements, context.pool.threads()),
+                                                     kLeastElements, kElementsOfTask);
 }
 
 }  // namespace wick::cpu

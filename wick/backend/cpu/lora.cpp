@@ -254,10 +254,17 @@ void change_db(const BackwardCall& call, int64_t begin, int64_t end, float* sums
 }
 
 // Calls of_a(call, begin, end) and of_b(call, begin, end) for the columns of A and of B, in one
-// run.
+// run; `rows` are what a column's sums go over. Of few a thread has one task: threads that end
+// theirs early and take another's move lines that were to stay where fill and adamw find them.
 template <class OfA, class OfB>
-void for_columns(const Context& context, const BackwardCall& call, int64_t columns, const OfA& of_a,
+void for_columns(const Context& context, const BackwardCall& call, int64_t rows, const OfA& of_a,
                  const OfB& of_b) {
+  constexpr int64_t kColumns = 192;
+  const int64_t of_thread = ceil_div(call.in + call.out, context.pool.threads());
+  constexpr int64_t kFewRows = 32;      // a column of A takes no more than two of B then
+  constexpr int64_t kFewValues = 4096;  // of a thread
+  const bool few = rows <= kFewRows && call.R * of_thread <= kFewValues;
+  const int64_t columns = few ? std::max(of_thread, kColumns) : kColumns;
   const int64_t a_tasks = ceil_div(call.in, columns);
   context.pool.run(a_tasks + ceil_div(call.out, columns), [=](int64_t task) {
     const bool first = task < a_tasks;
@@ -302,7 +309,7 @@ void backward_by_columns(const Context& context, const BackwardCall& call) {
     collect_a(call, 0, in);
     of_b(call, 0, out);
   } else {
-    for_columns(context, call, 192, collect_a, of_b);
+    for_columns(context, call, T, collect_a, of_b);
   }
 }
 
@@ -329,6 +336,16 @@ Blocks blocks_of(const BackwardCall& call) {
   return {worth_it ? rows_of(few) : 0, false};
 }
 
+// Called for scratch that was read for the last time, and that another core has written and will
+// write again. A line that was only read stays in both cores' caches, and its owner's next write
+// takes 6-9 ns then; one that was written here too moves back in 1.6.
+void take_lines(float* x, int64_t count) {
+  constexpr int64_t kLine = BlockCache::kAlignment / sizeof(float);
+  for (int64_t i = 0; i < count; i += kLine) {
+    x[i] = 0.0F;
+  }
+}
+
 // A task does all that there is to do with some rows while they are in its cache.
 void backward_by_rows(const Context& context, const BackwardCall& call, const Blocks& by) {
   constexpr int64_t kMostRows = 32;  // at a time
@@ -340,9 +357,10 @@ void backward_by_rows(const Context& context, const BackwardCall& call, const Bl
   const int64_t blocks = ceil_div(call.T, by.rows);
   const int64_t stride = call.stride();
   const int64_t values_of_a = by.of_a ? R * in : 0;
-  const int64_t sums_of_block = values_of_a + R * stride;  // da, then db transposed
-  const Scratch sums_of_blocks(context.scratch, blocks * sums_of_block);
-  float* sums = sums_of_blocks.data();
+  const int64_t sums_of_block = values_of_a + R * stride + kApart;  // da, then db transposed
+  const Scratch all_sums(context.scratch, blocks * sums_of_block + R * stride);
+  float* sums = all_sums.data();
+  float* db_sums = sums + blocks * sums_of_block;
   const PackedFactors packed(context, call, blocks);
   const FactorPlaces places = packed.places();
   for_ranges(context, call.T, by.rows, [=](int64_t first, int64_t last, TaskThread thread) {
@@ -363,15 +381,20 @@ void backward_by_rows(const Context& context, const BackwardCall& call, const Bl
        {out, R, stride, call.scaling, more}, 0, out, b_sums);
     }
   });
-  const Scratch all_sums_of_b(context.scratch, R * stride);
-  float* db_sums = all_sums_of_b.data();
-  const auto add_all = [=](const float* from, int64_t row, int64_t begin, int64_t end, float* to) {
+  // More than that has left the second cache by the next call.
+  constexpr int64_t kMostTaken = 65536;
+  const bool taken = context.pool.threads() > 1 && blocks * sums_of_block <= kMostTaken;
+  const auto add_all = [=](float* from, int64_t row, int64_t begin, int64_t end, float* to) {
     for (int64_t r = 0; r < R; ++r) {
-      add_rows(from + r * row + begin, sums_of_block, blocks, end - begin, to + r * row + begin);
+      float* own = from + r * row + begin;
+      add_rows(own, sums_of_block, blocks, end - begin, to + r * row + begin);
+      for (int64_t block = 0; taken && block < blocks; ++block) {
+        take_lines(own + block * sums_of_block, end - begin);
+      }
     }
   };
   for_columns(
-      context, call, 192,
+      context, call, by.of_a ? blocks : call.T,
       [=](const BackwardCall& of, int64_t begin, int64_t end) {
         if (values_of_a > 0) {
           add_all(sums, in, begin, end, of.da);

@@ -162,28 +162,24 @@ void multiply_packed(const Context& context, const Tensor& a, const Tensor& b,
 }
 
 // All of the right side, into [depth block][panels of TileColumns()].
-void pack_right_side(const Context& context, const Tensor& b, MatmulForm form,
-                     const MatmulSizes& sizes, float* to) {
+void pack_right_side(const Tensor& b, MatmulForm form, const MatmulSizes& sizes, float* to) {
   const auto [M, N, K] = sizes;
   const int64_t width = HWY_DYNAMIC_DISPATCH(TileColumns)();
-  const int64_t panels = ceil_div(N, width);
   const bool transposed = form == MatmulForm::nt;
-  for_ranges(
-      context, panels, rows_of(65536, width * K), [&, N = N, K = K](int64_t begin, int64_t end) {
-        const int64_t n = begin * width;
-        const int64_t columns = std::min(end * width, N) - n;
-        for (int64_t k = 0; k < K; k += kDepth) {
-          const int64_t depth = std::min(kDepth, K - k);
-          with_elements(b, [&](const auto* weights) {
-            pack_right(transposed ? weights + n * K + k : weights + k * N + n, transposed ? K : N,
-                       transposed, columns, depth, to + panels * width * k + n * depth);
-          });
-        }
+  for (int64_t n = 0; n < N; n += width) {
+    const int64_t columns = std::min(width, N - n);
+    for (int64_t k = 0; k < K; k += kDepth) {
+      const int64_t depth = std::min(kDepth, K - k);
+      with_elements(b, [&](const auto* weights) {
+        pack_right(transposed ? weights + n * K + k : weights + k * N + n, transposed ? K : N,
+                   transposed, columns, depth, to + ceil_div(N, width) * width * k + n * depth);
       });
+    }
+  }
 }
 
-// A right side so small that all tasks read it from one packed copy. A task then has rows of its
-// own, and packs them where its core finds them again: in the second cache.
+// A right side so small that a thread packs all of it once. A task then has rows of its own, and
+// packs them where its core finds them again: in the second cache.
 void multiply_by_rows(const Context& context, const Tensor& a, const Tensor& b,
                       const MatmulArgs& args, const MatmulSizes& sizes, const float* bias,
                       const Tensor& c) {
@@ -191,11 +187,24 @@ void multiply_by_rows(const Context& context, const Tensor& a, const Tensor& b,
   const int64_t width = HWY_DYNAMIC_DISPATCH(TileColumns)();
   const int64_t tile = HWY_DYNAMIC_DISPATCH(TileRows)();
   const int64_t padded = ceil_div(N, width) * width;
-  const Scratch right(context.scratch, padded * K);
-  pack_right_side(context, b, args.form, sizes, right.data());
-  // Few enough rows that the tasks are many and even, enough that they reuse the panels.
+  // Few enough rows that the tasks are many, enough that they reuse the panels; and as many for
+  // each thread.
   const int64_t rows_of_task = ceil_div(40, tile) * tile;
-  for_ranges(context, M, rows_of_task, [&, M = M, N = N, K = K](int64_t begin, int64_t end) {
+  const int64_t rows_of_thread = std::max(rows_of_task, ceil_div(M, context.pool.threads()));
+  const int64_t tasks_of_thread = ceil_div(rows_of_thread, rows_of_task);
+  const int64_t tasks = ceil_div(M, rows_of_thread) * tasks_of_thread;
+  const PackedByThread by_thread(context, tasks, padded * K);
+  const PackedByThread::Places right = by_thread.places();
+  context.pool.run(tasks, [&, M = M, N = N, K = K](int64_t task, TaskThread thread) {
+    const float* panels = right.of(thread, [&](float* to) {
+      pack_right_side(b, args.form, {M, N, K}, to);
+    });
+    const int64_t first = task / tasks_of_thread * rows_of_thread;
+    const int64_t begin = first + task % tasks_of_thread * rows_of_task;
+    const int64_t end = std::min({M, first + rows_of_thread, begin + rows_of_task});
+    if (begin >= end) {
+      return;
+    }
     const Scratch left(context.scratch, (end - begin) * kLeftStride);
     PackedProduct p{};
     p.M = end - begin;
@@ -205,7 +214,7 @@ void multiply_by_rows(const Context& context, const Tensor& a, const Tensor& b,
     p.c_stride = N;
     for (int64_t k = 0; k < K; k += kDepth) {
       p.K = std::min(kDepth, K - k);
-      p.right = right.data() + padded * k;
+      p.right = panels + padded * k;
       p.accumulate = args.accumulate || k > 0;
       p.bias = k == 0 ? bias : nullptr;
       pack_left_block(a.data<float>(), args.form, {M, N, K}, begin, p.M, k, p.K, left.data());

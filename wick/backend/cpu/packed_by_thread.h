@@ -7,6 +7,11 @@
 
 namespace wick::cpu {
 
+// Values between what one thread writes and what another does. A core that goes through lines asks
+// for the next ones too, up to the end of a page; those that another thread is writing would move
+// to and fro.
+constexpr int64_t kApart = 4096 / sizeof(float);
+
 // For sides that one core packs faster than it fetches them from the core that has just packed
 // them (0.1 against 0.3 ns a value). For one run.
 class PackedByThread {
@@ -33,7 +38,7 @@ class PackedByThread {
   };
 
   PackedByThread(const Context& context, int64_t tasks, int64_t values)
-      : stride_(ceil_div(values, kLine) * kLine),
+      : stride_(values > 0 ? ceil_div(values, kLine) * kLine + kApart : 0),
         values_(context.scratch, stride_ * (tasks > 1 ? context.pool.threads() : 1)) {}
 
   Places places() const { return {values_.data(), stride_}; }

@@ -78,9 +78,10 @@ void add(const Context& context, const Tensor& a, const Tensor& b, const Tensor&
 
 // Mostly of gradients, before they are added up.
 void fill(const Context& context, float value, const Tensor& y) {
-  for_ranges(context, y.elements(), task_parameters(y.elements()), [&](int64_t begin, int64_t end) {
-    std::fill(y.data<float>() + begin, y.data<float>() + end, value);
-  });
+  for_ranges(context, y.elements(), task_parameters(context, y.elements()),
+             [&](int64_t begin, int64_t end) {
+               std::fill(y.data<float>() + begin, y.data<float>() + end, value);
+             });
 }
 
 void cast(const Context& context, const Tensor& x, const Tensor& y) {
