@@ -152,7 +152,8 @@ void attention(const Context& context, const Tensor& q, const Tensor& k, const T
   context.pool.run(static_cast<int64_t>(plan.tasks.size()), [&](int64_t i) {
     const ForwardTask& task = plan.tasks[i];
     const int64_t rows = task.count * heads;
-    const Scratch scratch(context.scratch, rows * (2 * D + 2 + kKeyBlock) + D * kKeyBlock);
+    const int64_t transposed = rows > kUntransposedRows ? D * kKeyBlock : 0;
+    const Scratch scratch(context.scratch, rows * (2 * D + 2 + kKeyBlock) + transposed);
     ForwardBlock block{};
     block.q = q.data<float>() + ((task.span.q_begin + task.first) * sizes.H + task.g * heads) * D;
     block.k = k.data<float>() + (task.span.k_begin * sizes.G + task.g) * D;
@@ -166,7 +167,7 @@ void attention(const Context& context, const Tensor& q, const Tensor& k, const T
     if (task.parts > 1) {
       results = partial_results(task.partial_row);
     } else {
-      results.o = block.keys_transposed + D * kKeyBlock;
+      results.o = block.keys_transposed + transposed;
       results.sums = results.o + rows * D;
       results.largest = results.sums + rows;
     }

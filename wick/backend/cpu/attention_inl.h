@@ -20,7 +20,8 @@
 namespace wick::cpu {
 
 constexpr int64_t kKeyBlock = 64;
-constexpr int64_t kQueryBlock = 64;  // of the backward pass
+constexpr int64_t kQueryBlock = 64;       // of the backward pass
+constexpr int64_t kUntransposedRows = 8;  // of scores, from keys as they lie
 constexpr float kLowest = -3.0e38F;
 
 struct KeyRange {
@@ -53,8 +54,9 @@ struct ForwardBlock {
   const float *q, *k, *v;  // q: first row's values; k, v: key 0 of the run
   QueryRows rows;
   KeyRange keys;
-  float *queries, *scores, *keys_transposed;  // scratch
-  float *sums, *largest, *o;                  // results [rows], [rows], [rows, D], not divided
+  float *queries, *scores;    // scratch
+  float* keys_transposed;     // scratch, for more than kUntransposedRows
+  float *sums, *largest, *o;  // results [rows], [rows], [rows, D], not divided
 };
 
 struct BackwardBlock {
@@ -138,6 +140,54 @@ HWY_INLINE void fold_row(float* scores, int64_t D, float* largest, float* sum, f
   *sum += sum_of(d, total);
 }
 
+// Scores [rows, kKeyBlock] of few rows with the keys from `first` on, as they lie: to transpose
+// them would write, and fetch first, as many lines again. The keys come from memory, since a
+// model's weights have passed through the caches between two tokens: the next ones, and the values
+// of these, are asked for meanwhile. What is beyond `count` keys is for mask_block().
+HWY_INLINE void score_few_rows(const ForwardBlock& block, int64_t rows, int64_t first,
+                               int64_t count, const AttentionSizes& sizes) {
+  const DF d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const int64_t D = sizes.D;
+  const int64_t stride = sizes.G * D;
+  const int64_t bytes = D * static_cast<int64_t>(sizeof(float));
+  constexpr int64_t kKeys = 4;
+  constexpr int64_t kAhead = 2 * kKeys;
+  const float* keys = block.k + first * stride;
+  const auto ask = [&](const float* all, int64_t begin) HWY_ATTR {
+    for (int64_t j = begin; j < HWY_MIN(begin + kKeys, block.keys.end); ++j) {
+      ask_ahead(reinterpret_cast<uintptr_t>(all + j * stride), bytes);
+    }
+  };
+  for (int64_t j = 0; j < count; j += kKeys) {
+    ask(block.k, first + j + kAhead);
+    ask(block.v, first + j);
+    const float* key[kKeys];
+    WICK_UNROLL for (int64_t i = 0; i < kKeys; ++i) {
+      key[i] = keys + HWY_MIN(j + i, count - 1) * stride;
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      const float* q = block.queries + row * D;
+      VF sum[kKeys] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
+      int64_t at = 0;
+      for (; at + lanes <= D; at += lanes) {
+        const VF of_q = hn::LoadU(d, q + at);
+        WICK_UNROLL for (int64_t i = 0; i < kKeys; ++i) {
+          sum[i] = hn::MulAdd(of_q, hn::LoadU(d, key[i] + at), sum[i]);
+        }
+      }
+      if (at < D) {
+        const size_t rest = D - at;
+        const VF of_q = load_part(d, q + at, rest);
+        WICK_UNROLL for (int64_t i = 0; i < kKeys; ++i) {
+          sum[i] = hn::MulAdd(of_q, load_part(d, key[i] + at, rest), sum[i]);
+        }
+      }
+      store_sums(d, sum[0], sum[1], sum[2], sum[3], block.scores + row * kKeyBlock + j);
+    }
+  }
+}
+
 void AttendBlock(const ForwardBlock& block, const RunOfTokens& run, const AttentionSizes& sizes) {
   const int64_t D = sizes.D;
   const int64_t key_stride = sizes.G * D;
@@ -153,9 +203,13 @@ void AttendBlock(const ForwardBlock& block, const RunOfTokens& run, const Attent
   clear(rows * D, block.o);
   for (int64_t j = block.keys.begin; j < block.keys.end; j += kKeyBlock) {
     const int64_t count = HWY_MIN(kKeyBlock, block.keys.end - j);
-    transpose_keys(block.k + j * key_stride, key_stride, count, D, block.keys_transposed);
-    block_product({block.queries, D, 1}, {block.keys_transposed, kKeyBlock}, {rows, kKeyBlock, D},
-                  {block.scores, kKeyBlock, false});
+    if (rows <= kUntransposedRows) {
+      score_few_rows(block, rows, j, count, sizes);
+    } else {
+      transpose_keys(block.k + j * key_stride, key_stride, count, D, block.keys_transposed);
+      block_product({block.queries, D, 1}, {block.keys_transposed, kKeyBlock}, {rows, kKeyBlock, D},
+                    {block.scores, kKeyBlock, false});
+    }
     mask_block(run, block.rows, j, count, -HUGE_VALF, block.scores);
     for (int64_t row = 0; row < rows; ++row) {
       fold_row(block.scores + row * kKeyBlock, D, block.largest + row, block.sums + row,

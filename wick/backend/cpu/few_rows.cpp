@@ -36,11 +36,55 @@ void multiply(const FewRowsProduct& p, const F16* b) {
   HWY_DYNAMIC_DISPATCH(MultiplyFewRowsF16)(p, b);
 }
 
-// Columns [begin, end) of the output of one layer.
-struct ColumnTask {
-  const LinearTerm* term;
-  const float* bias;  // of the whole layer, or null
-  int64_t begin, end;
+// The columns of all layers, one after the other by fours, dealt out to threads. A thread's share
+// is read as one stream: each task is an end to it, where memory stands still for some 0.2 us. So
+// tasks are large at first, and small at the end of a share, where whoever is done helps.
+class ColumnTasks {
+ public:
+  static constexpr int64_t kColumns = 4;
+
+  ColumnTasks(std::span<const LinearTerm> terms, int64_t K, int threads) {
+    int64_t fours = 0;
+    for (const LinearTerm& term : terms) {
+      fours += ceil_div(term.y.columns(), kColumns);
+    }
+    constexpr int64_t kMostWeights = 1 << 18;
+    constexpr int64_t kLeastWeights = 1 << 14;
+    const int64_t most = rows_of(kMostWeights, kColumns * K);
+    const int64_t least = rows_of(kLeastWeights, kColumns * K);
+    share_ = ceil_div(fours, threads);
+    threads_ = threads;
+    for (int64_t left = share_; left > 0; left = share_ - ends_.back()) {
+      ends_.push_back(share_ - left + std::min(left, std::clamp(left * 2 / 3, least, most)));
+    }
+  }
+
+  // Each thread's share has as many.
+  int64_t count() const { return threads_ * static_cast<int64_t>(ends_.size()); }
+
+  // Calls body(term, layer, begin, end) for the columns of each layer that task i has.
+  template <class Body>
+  void columns_of(int64_t i, std::span<const LinearTerm> terms, const Body& body) const {
+    const auto tasks = static_cast<int64_t>(ends_.size());
+    const int64_t of_share = i % tasks;
+    const int64_t first = i / tasks * share_;
+    int64_t begin = first + (of_share == 0 ? 0 : ends_[of_share - 1]);
+    int64_t end = first + ends_[of_share];
+    for (size_t layer = 0; layer < terms.size(); ++layer) {
+      const int64_t N = terms[layer].y.columns();
+      const int64_t fours = ceil_div(N, kColumns);
+      const int64_t from = std::max<int64_t>(begin, 0);
+      if (from < std::min(end, fours)) {
+        body(terms[layer], layer, from * kColumns, std::min(N, end * kColumns));
+      }
+      begin -= fours;
+      end -= fours;
+    }
+  }
+
+ private:
+  int64_t threads_, share_;
+  std::vector<int64_t> ends_;  // of the tasks of a share
 };
 
 bool is_bf16(const Tensor& matrix) {
@@ -118,9 +162,9 @@ void shrink(const Tensor& x, const ArrangedLeft& left, const RankTask& task) {
   }
 }
 
+// Columns [begin, end) of the output of a layer; bias: of the whole layer, or null.
 void multiply_columns(const Tensor& x, const ArrangedLeft& left, bool accumulate,
-                      const ColumnTask& task) {
-  const LinearTerm& term = *task.term;
+                      const LinearTerm& term, const float* bias, int64_t begin, int64_t end) {
   const bool adapted = !term.adapters.empty();
   std::array<RowAdapter, kFewRows> adapters{};
   for (int64_t t = 0; adapted && t < x.rows(); ++t) {
@@ -131,8 +175,8 @@ void multiply_columns(const Tensor& x, const ArrangedLeft& left, bool accumulate
     }
   }
   with_elements(term.weight, [&](const auto* weights) {
-    multiply({left.of(term.weight), left_stride(x.columns()), task.bias, x.rows(), term.y.columns(),
-              x.columns(), task.begin, task.end, accumulate, term.y.data<float>(),
+    multiply({left.of(term.weight), left_stride(x.columns()), bias, x.rows(), term.y.columns(),
+              x.columns(), begin, end, accumulate, term.y.data<float>(),
               adapted ? adapters.data() : nullptr},
              weights);
   });
@@ -181,40 +225,38 @@ class Shrinks {
 
 void run_columns(const Context& context, const Tensor& x, const ArrangedLeft& left, bool accumulate,
                  std::span<const LinearTerm> terms) {
-  const int64_t K = x.columns();
+  int64_t weights = 0;
   int64_t biases = 0;
   for (const LinearTerm& term : terms) {
+    weights += term.y.columns() * x.columns();
     biases += term.bias ? term.y.columns() : 0;
   }
   const Scratch wide_biases(context.scratch, biases);
+  std::vector<const float*> bias_of(terms.size());
   float* bias = wide_biases.data();
-  // Tasks of whole weight rows, some 64k weights each.
-  const int64_t columns = std::max<int64_t>(4, rows_of(65536, K) / 4 * 4);
-  std::vector<ColumnTask> tasks;
-  int64_t products = 0;
-  for (const LinearTerm& term : terms) {
-    const int64_t N = term.y.columns();
-    if (term.bias) {
-      widen(term.bias, bias);
+  for (size_t i = 0; i < terms.size(); ++i) {
+    if (terms[i].bias) {
+      widen(terms[i].bias, bias);
+      bias_of[i] = bias;
+      bias += terms[i].y.columns();
     }
-    for (int64_t n = 0; n < N; n += columns) {
-      tasks.push_back({&term, term.bias ? bias : nullptr, n, std::min(N, n + columns)});
-    }
-    bias += term.bias ? N : 0;
-    products += x.rows() * N * K;
   }
+  const bool serial = x.rows() * weights < kSerialProducts;
+  const ColumnTasks tasks(terms, x.columns(), serial ? 1 : context.pool.threads());
   Shrinks shrinks(x, left, terms);
   const auto run = [&](int64_t i) {
     shrinks.finish();
-    multiply_columns(x, left, accumulate, tasks[i]);
+    tasks.columns_of(i, terms,
+                     [&](const LinearTerm& term, size_t layer, int64_t begin, int64_t end) {
+                       multiply_columns(x, left, accumulate, term, bias_of[layer], begin, end);
+                     });
   };
-  const auto count = static_cast<int64_t>(tasks.size());
-  if (products < kSerialProducts) {
-    for (int64_t i = 0; i < count; ++i) {
+  if (serial) {
+    for (int64_t i = 0; i < tasks.count(); ++i) {
       run(i);
     }
   } else {
-    context.pool.run(count, run);
+    context.pool.run(tasks.count(), run);
   }
   shrinks.finish();  // where there is no y
 }

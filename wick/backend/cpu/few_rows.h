@@ -15,9 +15,8 @@ constexpr int64_t kFewRows = 16;
 void multiply_few_rows(const Context& context, const Tensor& a, const Tensor& b,
                        const MatmulArgs& args, const Tensor& c);
 
-// Backend::linears for at most kFewRows rows. All terms go through two runs of the pool, one for
-// the adapters' S, one for y: a run a product would leave the threads waiting for each other as
-// long as they work.
+// Backend::linears for at most kFewRows rows. All terms and their adapters go through one run of
+// the pool: a run a product would leave the threads waiting for each other as long as they work.
 void linears_few_rows(const Context& context, const Tensor& x, std::span<const LinearTerm> terms);
 
 }  // namespace wick::cpu

@@ -39,46 +39,71 @@ size_t alignment_of(size_t bytes) {
   return bytes >= kAtPageFrom ? kPage : BlockCache::kAlignment;
 }
 
-// The smallest block size of at least `bytes`.
-size_t block_size(size_t bytes) {
-  if (bytes <= 4 * BlockCache::kAlignment) {
-    return 4 * BlockCache::kAlignment;
+constexpr size_t kSmallest = 4 * BlockCache::kAlignment;
+
+// The number of the smallest block size of at least `bytes`, from 0.
+size_t size_number(size_t bytes) {
+  if (bytes <= kSmallest) {
+    return 0;
   }
-  const size_t step = std::bit_floor(bytes - 1) / 4;
-  return (bytes + step - 1) / step * step;
+  // In octave (2^n, 2^(n + 1)] there are 5/4, 6/4, 7/4 and 8/4 of 2^n.
+  const size_t octave = std::bit_width(bytes - 1) - std::bit_width(kSmallest);
+  const size_t step = (kSmallest << octave) / 4;
+  return 4 * octave + (bytes + step - 1) / step - 4;
+}
+
+size_t bytes_of(size_t size_number) {
+  return size_number == 0
+             ? kSmallest
+             : ((kSmallest / 4) << ((size_number - 1) / 4)) * (5 + (size_number - 1) % 4);
 }
 
 }  // namespace
 
 BlockCache::~BlockCache() {
-  release_cached();
+  release_free(0);
 }
 
-void BlockCache::release_cached() {
-  for (auto& [size, blocks] : free_) {
-    for (void* block : blocks) {
-      to_system(block, size);
+size_t BlockCache::first_free(size_t first) const {
+  for (size_t word = first / kWord; word < free_.sizes_there.size(); ++word) {
+    const size_t skipped = word == first / kWord ? first % kWord : 0;
+    const uint64_t there = free_.sizes_there[word] >> skipped << skipped;
+    if (there != 0) {
+      return word * kWord + std::countr_zero(there);
     }
   }
-  free_.clear();
-  cached_bytes_ = 0;
+  return kSizes;
+}
+
+void* BlockCache::take_free(size_t size) {
+  std::vector<void*>& blocks = free_.addresses[size];
+  void* address = blocks.back();
+  blocks.pop_back();
+  if (blocks.empty()) {
+    free_.sizes_there[size / kWord] &= ~(uint64_t{1} << size % kWord);
+  }
+  cached_bytes_ -= bytes_of(size);
+  return address;
+}
+
+void BlockCache::release_free(size_t kept) {
+  while (cached_bytes_ > kept) {
+    const size_t size = first_free(0);
+    to_system(take_free(size), bytes_of(size));
+  }
 }
 
 Block BlockCache::take(size_t bytes) {
   const std::lock_guard lock(mutex_);
   constexpr size_t kLargest = size_t{1} << 60;
-  Block block{nullptr, bytes < kLargest ? block_size(bytes) : kLargest};
-  const size_t most = fit_ == Fit::any ? kLargest : block.bytes + block.bytes / 2;
-  for (auto found = free_.lower_bound(block.bytes); found != free_.end() && found->first <= most;
-       ++found) {
-    if (!found->second.empty()) {
-      block = {found->second.back(), found->first};
-      found->second.pop_back();
-      cached_bytes_ -= block.bytes;
-      break;
-    }
-  }
-  if (block.address == nullptr) {
+  const size_t size = size_number(std::min(bytes, kLargest));
+  const size_t free = first_free(size);
+  const size_t bytes_of_size = bytes_of(size);
+  const size_t most = fit_ == Fit::any ? kLargest : bytes_of_size + bytes_of_size / 2;
+  Block block{nullptr, bytes_of_size};
+  if (free < kSizes && bytes_of(free) <= most) {
+    block = {take_free(free), bytes_of(free)};
+  } else {
     block.address = from_system(block.bytes);
   }
   use_.in_use_bytes += block.bytes;
@@ -90,7 +115,7 @@ void* BlockCache::from_system(size_t bytes) {
   constexpr size_t kAskTheSystemFrom = size_t{64} << 20;
   const auto mib = [](size_t count) { return static_cast<double>(count) / 1048576.0; };
   if (bytes >= kAskTheSystemFrom && bytes > system_memory().available) {
-    release_cached();
+    release_free(0);
     const size_t available = system_memory().available;
     check(bytes <= available,
           "out of memory: {:.1f} MiB asked for, {:.1f} MiB free, {:.1f} MiB in use by tensors",
@@ -113,16 +138,12 @@ void BlockCache::to_system(void* address, size_t bytes) {
 
 void BlockCache::give_back(const Block& block) {
   const std::lock_guard lock(mutex_);
+  const size_t size = size_number(block.bytes);
   use_.in_use_bytes -= block.bytes;
-  free_[block.bytes].push_back(block.address);
+  free_.addresses[size].push_back(block.address);
+  free_.sizes_there[size / kWord] |= uint64_t{1} << size % kWord;
   cached_bytes_ += block.bytes;
-  for (auto& [size, blocks] : free_) {
-    for (; !blocks.empty() && cached_bytes_ + use_.in_use_bytes > use_.peak_bytes;
-         blocks.pop_back()) {
-      to_system(blocks.back(), size);
-      cached_bytes_ -= size;
-    }
-  }
+  release_free(use_.peak_bytes - use_.in_use_bytes);
 }
 
 MemoryUse BlockCache::use() const {

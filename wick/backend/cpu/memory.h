@@ -4,9 +4,10 @@
 // spares it the page faults. Safe from several threads.
 #pragma once
 
+#include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <mutex>
 #include <vector>
 
@@ -42,13 +43,27 @@ class BlockCache {
   void reset_peak();
 
  private:
+  // Blocks come in kSizes sizes, four an octave; those that are free, by size. A token of decoding
+  // asks for some hundred blocks between products whose weights have swept the caches: a search
+  // through a tree would wait for memory at each node.
+  static constexpr size_t kSizes = 256;
+  static constexpr size_t kWord = 64;
+  struct FreeBlocks {
+    std::array<uint64_t, kSizes / kWord> sizes_there{};  // a bit a size
+    std::array<std::vector<void*>, kSizes> addresses;
+  };
+
+  // The first size from `first` on of which there is a free block, or kSizes.
+  size_t first_free(size_t first) const;
+  void* take_free(size_t size);
   void* from_system(size_t bytes);
   void to_system(void* address, size_t bytes);
-  void release_cached();
+  // Gives the smallest free blocks back to the system until at most `kept` bytes are free.
+  void release_free(size_t kept);
 
   const Fit fit_;
   mutable std::mutex mutex_;
-  std::map<size_t, std::vector<void*>> free_;  // addresses by block size
+  FreeBlocks free_;
   HugePageArena arena_;
   size_t cached_bytes_ = 0;
   MemoryUse use_;
