@@ -1,9 +1,9 @@
 // The back end for CPUs: f32 arithmetic (see MatmulPrecision), SIMD by Google Highway with run-time
 // dispatch, one pool of threads.
 //
-// Every kernel cuts its work into tasks whose sizes depend on the shapes alone and which own their
-// outputs, so the bits of a result do not depend on the number of threads. One thread at a time may
-// call a back end.
+// Every kernel cuts its work into tasks that own their outputs. Where a sum goes over several
+// tasks, their sizes depend on the shapes alone. So the bits of a result do not depend on the
+// number of threads. One thread at a time may call a back end.
 #pragma once
 
 #include <memory>
