@@ -126,10 +126,13 @@ TEST_P(Conformance, GatedLinearsAreLinearsAndTheirGate) {
 
 // Layers of some tens of rows: two with adapters of their own, one without, of few and of many
 // channels, of a length that no power of two divides; of ranks that a kernel of layers shrinks to
-// and of more.
+// and of more. And of few rows, so large that a thread of the CPU has several tasks of several
+// layers.
 TEST_P(Conformance, LinearsOfSomeTensOfRows) {
   const DType type = activations();
   for (const auto [T, in, F, rank] : {std::array<int64_t, 4>{64, 520, 44, 8},
+                                      {1, 520, 1101, 16},
+                                      {3, 520, 1101, 8},
                                       {33, 1032, 130, 8},
                                       {64, 1024, 44, 16},
                                       {49, 520, 130, 12},
