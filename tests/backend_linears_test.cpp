@@ -128,7 +128,7 @@ TEST_P(Conformance, GatedLinearsAreLinearsAndTheirGate) {
 // channels, of a length that no power of two divides; of ranks that a kernel of layers shrinks to
 // and of more. And of few rows, so large that a thread of the CPU has several tasks of several
 // layers.
-TEST_P(Conformance, LinearsOfSomeTensOfRows) {
+TEST_P(Conformance, LinearsOfOneToSomeTensOfRows) {
   const DType type = activations();
   for (const auto [T, in, F, rank] : {std::array<int64_t, 4>{64, 520, 44, 8},
                                       {1, 520, 501, 16},

@@ -24,7 +24,7 @@
 #   thousands of launches of the kernels that models_cuda_test launches on the same models.
 # - Memcheck does not report errors of calls: wick checks each, and tests ask for too much memory.
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '5,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '5,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 folder=$(realpath "$1")
 pattern=${2:-.}
 sanitizer=${COMPUTE_SANITIZER:-compute-sanitizer}

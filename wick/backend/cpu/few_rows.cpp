@@ -62,7 +62,7 @@ class ColumnTasks {
   // Each thread's share has as many.
   int64_t count() const { return threads_ * static_cast<int64_t>(ends_.size()); }
 
-  // Calls body(term, layer, begin, end) for the columns of each layer that task i has.
+  // Calls body(layer, begin, end) for the columns of each layer that task i has.
   template <class Body>
   void columns_of(int64_t i, std::span<const LinearTerm> terms, const Body& body) const {
     const auto tasks = static_cast<int64_t>(ends_.size());
@@ -75,7 +75,7 @@ class ColumnTasks {
       const int64_t fours = ceil_div(N, kColumns);
       const int64_t from = std::max<int64_t>(begin, 0);
       if (from < std::min(end, fours)) {
-        body(terms[layer], layer, from * kColumns, std::min(N, end * kColumns));
+        body(layer, from * kColumns, std::min(N, end * kColumns));
       }
       begin -= fours;
       end -= fours;
@@ -246,10 +246,9 @@ void run_columns(const Context& context, const Tensor& x, const ArrangedLeft& le
   Shrinks shrinks(x, left, terms);
   const auto run = [&](int64_t i) {
     shrinks.finish();
-    tasks.columns_of(i, terms,
-                     [&](const LinearTerm& term, size_t layer, int64_t begin, int64_t end) {
-                       multiply_columns(x, left, accumulate, term, bias_of[layer], begin, end);
-                     });
+    tasks.columns_of(i, terms, [&](size_t layer, int64_t begin, int64_t end) {
+      multiply_columns(x, left, accumulate, terms[layer], bias_of[layer], begin, end);
+    });
   };
   if (serial) {
     for (int64_t i = 0; i < tasks.count(); ++i) {

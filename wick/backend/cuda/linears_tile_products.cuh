@@ -94,15 +94,6 @@ __device__ __forceinline__ void copy_weights(const TileOperands& operands, int k
   }
 }
 
-__device__ __forceinline__ uint4 load_shared16(uint32_t address) {
-  uint4 words;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-               : "r"(address)
-               : "memory");
-  return words;
-}
-
 // sums[i] += 16 rows of x times the eight rows that `w` has of the other operand.
 template <class Tile>
 __device__ __forceinline__ void multiply_eight(const uint4 (&x)[Tile::kLoadsX], const uint4& w,
@@ -138,17 +129,17 @@ __device__ __forceinline__ void multiply_step(uint32_t from, typename Tile::Sums
   uint4 x[Tile::kLoadsX];
 #pragma unroll
   for (int i = 0; i < Tile::kLoadsX; ++i) {
-    x[i] = load_shared16(from + i * kSlot);
+    x[i] = read_shared(from + i * kSlot);
   }
 #pragma unroll
   for (int j = 0; j < kChannels8; ++j) {
-    multiply_eight<Tile>(x, load_shared16(from + (Tile::kLoadsX + j) * kSlot), j, sums);
+    multiply_eight<Tile>(x, read_shared(from + (Tile::kLoadsX + j) * kSlot), j, sums);
   }
 #pragma unroll
   for (int j = 0; j < Tile::kRanks8; ++j) {
     const uint32_t at = from + (Tile::kLoadsA + 2 * j) * kSlot;
     uint4 rest;
-    const uint4 a = split_eight(load_shared16(at), load_shared16(at + kSlot), rest);
+    const uint4 a = split_eight(read_shared(at), read_shared(at + kSlot), rest);
     multiply_eight<Tile>(x, a, kChannels8 + j, sums);
     multiply_eight<Tile>(x, rest, kChannels8 + j, sums);
   }

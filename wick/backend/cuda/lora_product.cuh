@@ -161,7 +161,7 @@ struct ProductGroup {
         shared.low(group) + static_cast<uint32_t>(threadIdx.x % kGroupThreads) * 16;
 #pragma unroll
     for (int k = 0; k < kRanks / 16; ++k) {
-      const uint4 words = load_shared16(from + k * kGroupThreads * 16);
+      const uint4 words = read_shared(from + k * kGroupThreads * 16);
       low[k][0] = words.x, low[k][1] = words.y, low[k][2] = words.z, low[k][3] = words.w;
     }
     begin_products();

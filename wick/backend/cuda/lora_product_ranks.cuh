@@ -91,9 +91,9 @@ __device__ __forceinline__ void gather_low(const ProductShared<kRanks>& shared,
         sums[0] += first.x, sums[1] += first.y, sums[2] += first.z, sums[3] += first.w;
         sums[4] += second.x, sums[5] += second.y, sums[6] += second.z, sums[7] += second.w;
       }
-      store_shared16(shared.low(group) + slot * 16,
-                     {pack_bf16(sums[0], sums[1]), pack_bf16(sums[2], sums[3]),
-                      pack_bf16(sums[4], sums[5]), pack_bf16(sums[6], sums[7])});
+      write_shared(shared.low(group) + slot * 16,
+                   {pack_bf16(sums[0], sums[1]), pack_bf16(sums[2], sums[3]),
+                    pack_bf16(sums[4], sums[5]), pack_bf16(sums[6], sums[7])});
     }
     arrive(shared.low_full(group));
     round ^= 1;

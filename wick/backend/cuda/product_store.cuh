@@ -69,7 +69,7 @@ __device__ __forceinline__ void store_product(const ProductCall& call, int row, 
     if constexpr (kAdd) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        store_shared16(place.shared_at(i), before.of[panel][i]);
+        write_shared(place.shared_at(i), before.of[panel][i]);
       }
       __syncwarp();
     }
@@ -101,7 +101,7 @@ __device__ __forceinline__ void store_product(const ProductCall& call, int row, 
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint4 words = load_shared16(place.shared_at(i));
+      const uint4 words = read_shared(place.shared_at(i));
       if (place.wanted(i)) {
         *place.at(i) = words;
       }

@@ -4,6 +4,7 @@
 
 #include <cuda.h>
 
+#include "wick/backend/cuda/tensor_core.cuh"
 #include "wick/backend/cuda/weight_ring.cuh"
 
 namespace wick::cuda {
@@ -51,21 +52,6 @@ __device__ __forceinline__ void store_matrices(uint32_t address, const uint32_t 
                "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
                : "memory");
 #endif
-}
-
-__device__ __forceinline__ void store_shared16(uint32_t address, const uint4& words) {
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(words.x),
-               "r"(words.y), "r"(words.z), "r"(words.w)
-               : "memory");
-}
-
-__device__ __forceinline__ uint4 load_shared16(uint32_t address) {
-  uint4 words;
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-               : "r"(address)
-               : "memory");
-  return words;
 }
 
 }  // namespace wick::cuda
