@@ -11,17 +11,14 @@
 #include <vector>
 
 #include "tests/reference/lora.h"
-#include "tests/support/conformance.h"
+#include "tests/support/cuda_kernels.h"
 #include "wick/backend/cuda/lora_product.h"
-#include "wick/backend/cuda/memory.h"
-#include "wick/backend/registry.h"
 #include "wick/base/random.h"
 
 namespace wick {
 namespace {
 
 using test::poisoned;
-using test::tolerance;
 using test::upload;
 using test::Values;
 
@@ -57,30 +54,12 @@ struct Layer {
 
 constexpr double kScaling = 0.75;
 
-class LoraProduct : public ::testing::Test {
+class LoraProduct : public test::CudaKernels<::testing::Test> {
  protected:
   void SetUp() override {
-    int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-      cudaGetLastError();
-      GTEST_SKIP() << "no CUDA device answers";
-    }
-    backend_ = make_backend("cuda");
-    ASSERT_EQ(cudaStreamCreate(&context_.stream), cudaSuccess);
-    memory_ = std::make_unique<cuda::DeviceMemory>();
-    context_.memory = memory_.get();
-    cudaDeviceProp properties{};
-    ASSERT_EQ(cudaGetDeviceProperties(&properties, 0), cudaSuccess);
-    context_.multiprocessors = properties.multiProcessorCount;
-    context_.compute_capability = properties.major * 10 + properties.minor;
-    if (context_.compute_capability != 90) {
-      GTEST_SKIP() << "not a device of compute capability 9.0";
-    }
-  }
-  void TearDown() override {
-    memory_.reset();
-    if (context_.stream != nullptr) {
-      cudaStreamDestroy(context_.stream);
+    CudaKernels::SetUp();
+    if (!IsSkipped() && context_.compute_capability != 90) {
+      GTEST_SKIP() << "not a device of compute capability 9.0, or kernels built for less";
     }
   }
 
@@ -103,25 +82,6 @@ class LoraProduct : public ::testing::Test {
     ASSERT_TRUE(cuda::lora_product(context_, x, term));
     ASSERT_EQ(cudaStreamSynchronize(context_.stream), cudaSuccess);
   }
-
-  // As Conformance::expect_outputs wants it of bf16.
-  void expect_near(const Tensor& actual, const Values& expected, const char* what) {
-    const Values values = test::download(*backend_, actual);
-    double squares = 0;
-    for (const double value : expected) {
-      squares += value * value;
-    }
-    const double size = 2 * std::sqrt(squares / static_cast<double>(expected.size()));
-    for (size_t i = 0; i < expected.size(); ++i) {
-      ASSERT_LE(std::abs(values[i] - expected[i]),
-                tolerance(DType::bf16) * (1 + size + std::abs(expected[i])))
-          << what << " element " << i << ": " << values[i] << " for " << expected[i];
-    }
-  }
-
-  std::unique_ptr<Backend> backend_;
-  std::unique_ptr<cuda::DeviceMemory> memory_;
-  cuda::Context context_;
 };
 
 // Full tiles and ends of tiles in each direction; a cluster's second block without rows; more row

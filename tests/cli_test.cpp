@@ -181,8 +181,8 @@ TEST_F(CliTest, WithoutMaxTokensTheContextIsFilledAndNoMore) {
 TEST_F(CliTest, ALogitsFileHoldsTheLibrarysLogits) {
   const std::string model = tiny("model");
   const std::string output = path("x.npy");
-  const ProgramResult run =
-      run_wick({"logits", "--model", model, "--ids", "5,9,200", "--output", output});
+  const ProgramResult run = run_wick(
+      {"logits", "--model", model, "--ids", "5,9,200", "--output", output, "--device", "cpu"});
   ASSERT_EQ(run.status, 0) << run.err;
   EXPECT_EQ(run.out, "");
   const auto backend = make_backend("cpu");

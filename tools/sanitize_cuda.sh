@@ -51,6 +51,7 @@ table() {
   echo "racecheck backend_norm_test *cuda* 4"
   echo "racecheck backend_test *cuda* 4"
   echo "racecheck backend_lora_product_cuda_test * each"
+  echo "racecheck backend_attention_cuda_test * each"
   echo "racecheck backend_rowwise_test *cuda*-*.DrawsFromTheKept* each"
   echo "memcheck models_cuda_test * 8"
   echo "initcheck row_program_cuda_test * each"
@@ -70,7 +71,7 @@ table() {
     for program in backend_{attention,adamw,linears_rows,lora,norm,precision,recorder}_test; do
       echo "$check $program *cuda* 1"
     done
-    for program in models_recorded backend backend_lora_product models_dropout; do
+    for program in models_recorded backend{,_attention,_lora_product} models_dropout; do
       echo "$check ${program}_cuda_test * 1"
     done
   done

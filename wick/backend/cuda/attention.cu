@@ -133,6 +133,17 @@ void launch_tiles(const Context& context, const AttentionCall& call,
   check_launch("attention");
 }
 
+// With fewer keys a tile where a block may not have so many.
+template <class Tile, class Smaller>
+void launch_tiles_that_fit(const Context& context, const AttentionCall& call,
+                           const ForwardTensors& tensors) {
+  if (has_shared(context, Tile::kSharedBytes)) {
+    launch_tiles<Tile>(context, call, tensors);
+  } else {
+    launch_tiles<Smaller>(context, call, tensors);
+  }
+}
+
 // Heads between these sizes are padded with zeros.
 void attention_tiles(const Context& context, const AttentionCall& call,
                      const ForwardTensors& tensors) {
@@ -143,9 +154,9 @@ void attention_tiles(const Context& context, const AttentionCall& call,
   } else if (call.D <= 96) {
     launch_tiles<ForwardTile<96, 2, 64>>(context, call, tensors);
   } else if (call.D <= 128) {
-    launch_tiles<ForwardTile<128, 2, 64>>(context, call, tensors);
+    launch_tiles_that_fit<ForwardTile<128, 2, 64>, ForwardTile<128, 2, 32>>(context, call, tensors);
   } else {
-    launch_tiles<ForwardTile<256, 1, 32>>(context, call, tensors);
+    launch_tiles_that_fit<ForwardTile<256, 1, 32>, ForwardTile<256, 1, 16>>(context, call, tensors);
   }
 }
 

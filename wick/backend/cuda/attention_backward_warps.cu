@@ -319,8 +319,10 @@ void backward_warps(const Context& context, const AttentionCall& call,
     launch_tiles<BackwardTile<80, 64>>(context, call, tensors);
   } else if (call.D <= 96) {
     launch_tiles<BackwardTile<96, 64>>(context, call, tensors);
-  } else {
+  } else if (has_shared(context, BackwardTile<128, 64>::kSharedBytes)) {
     launch_tiles<BackwardTile<128, 64>>(context, call, tensors);
+  } else {
+    launch_tiles<BackwardTile<128, 32>>(context, call, tensors);
   }
 }
 

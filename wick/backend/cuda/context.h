@@ -33,7 +33,8 @@ struct Context {
   DeviceMemory* memory = nullptr;
   MatmulPlans* plans = nullptr;  // of the dense products
   int multiprocessors = 0;
-  int compute_capability = 0;  // 90 for 9.0
+  // What kernels may count on, 90 for 9.0: the device's, or what they were compiled for if less.
+  int compute_capability = 0;
   size_t shared_bytes = 0;     // that a block may opt into
   // Of a multiprocessor: its share of the memory's peak rate, at its highest clock.
   float memory_bytes_per_clock = 0;

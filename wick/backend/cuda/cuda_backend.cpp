@@ -1,11 +1,13 @@
 // Memory of the CUDA back end, and the way from the seam to the kernels.
 #include "wick/backend/cuda/cuda_backend.h"
 
+#include <algorithm>
 #include <cassert>
 #include <cstdint>
 
 #include "wick/backend/cuda/adamw.h"
 #include "wick/backend/cuda/attention.h"
+#include "wick/backend/cuda/compiled.h"
 #include "wick/backend/cuda/device.h"
 #include "wick/backend/cuda/linears_tiles.h"
 #include "wick/backend/cuda/lora.h"
@@ -81,7 +83,12 @@ CudaBackend::CudaBackend() {
   context_.stream = stream;
   context_.memory = memory_.get();
   context_.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
-  context_.compute_capability = major * 10 + minor;
+  const int compiled = compiled_capability();
+  check(compiled > 0,
+        "cuda: this build has no code for the device, of compute capability {}.{}: build with "
+        "-DWICK_CUDA_ARCHITECTURES={}{}-real, or use --device cpu",
+        major, minor, major, minor);
+  context_.compute_capability = std::min(major * 10 + minor, compiled);
   context_.shared_bytes =
       static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   context_.memory_bytes_per_clock = memory_bytes_per_clock(device, context_.multiprocessors);
@@ -213,7 +220,7 @@ void CudaBackend::linears(In x, std::span<const LinearTerm> terms) {
   std::vector<LinearTerm> others;
   for (const LinearTerm& term : terms) {
     if (!lora_product_gains(ready(), x, term) || !lora_product(ready(), x, term)) {
-      (takes_onto_product(x, term) ? onto_products : others).push_back(term);
+      (takes_onto_product(ready(), x, term) ? onto_products : others).push_back(term);
     }
   }
   linears_onto_products(ready(), x, onto_products);

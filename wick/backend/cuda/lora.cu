@@ -19,9 +19,9 @@ namespace {
 // From here on each row's second trip to A and B costs more than a second launch.
 constexpr int64_t kManyRows = 128;
 
-// bf16 rows of whole 16 bytes.
-bool in_tiles(const Tensor& wide) {
-  return wide.dtype() == DType::bf16 && wide.rows() >= kManyRows && wide.columns() > 0 &&
+// bf16 rows of whole 16 bytes, and no fewer of them than `least`.
+bool in_tiles(const Tensor& wide, int64_t least = kManyRows) {
+  return wide.dtype() == DType::bf16 && wide.rows() >= least && wide.columns() > 0 &&
          wide.columns() % 8 == 0 && aligned_to(wide.address(), 16);
 }
 
@@ -227,8 +227,9 @@ void backward_of_ranks(const Context& context, const Tensor& x, const Tensor& s,
   add_partials(context, a, b);
 }
 
-bool goes_in_tiles(const Tensor& x, const Tensor& row_adapter, const Tensor& s, const Tensor& y) {
-  return !row_adapter && in_tiles(x) && in_tiles(y) && narrow_in_tiles(s);
+bool goes_in_tiles(const Tensor& x, const Tensor& row_adapter, const Tensor& s, const Tensor& y,
+                   int64_t least = kManyRows) {
+  return !row_adapter && in_tiles(x, least) && in_tiles(y, least) && narrow_in_tiles(s);
 }
 
 bool backward_in_tiles(const Tensor& x, const Tensor& s, const Tensor& dy, const Tensor& ds,
@@ -260,8 +261,11 @@ void lora_delta(const Context& context, const Tensor& x, std::span<const LoraFac
   forward(context, x, adapters, row_adapter, false, s, y);
 }
 
-bool takes_onto_product(const Tensor& x, const LinearTerm& term) {
-  return !term.adapters.empty() && goes_in_tiles(x, term.row_adapter, term.s, term.y) &&
+// From 9.0 on, layers of some tens of rows are one kernel where they are small, and for large ones
+// the third launch costs a tenth.
+bool takes_onto_product(const Context& context, const Tensor& x, const LinearTerm& term) {
+  const int64_t least = context.compute_capability >= 90 ? kManyRows : kFewRows + 1;
+  return !term.adapters.empty() && goes_in_tiles(x, term.row_adapter, term.s, term.y, least) &&
          term.adapters[0].a.rows() <= kTileRanks;
 }
 

@@ -36,10 +36,11 @@ void lora_shrink(const Context& context, const Tensor& x, std::span<const LoraFa
 void lora_expand(const Context& context, const Tensor& s, std::span<const LoraFactors> adapters,
                  const Tensor& row_adapter, const Tensor& y);
 
-// Backend::linears for many rows of bf16 with one adapter of up to 64 ranks: the products are left
-// in f32 until the low-rank change has been added. cuBLASLt rounds a product to bf16 before it adds
-// to what is there, and an adapter's first steps are less than what bf16 then resolves.
-bool takes_onto_product(const Tensor& x, const LinearTerm& term);
+// Backend::linears for many rows of bf16 (before 9.0: for more than a few) with one adapter of up
+// to 64 ranks: the products are left in f32 until the low-rank change has been added. cuBLASLt
+// rounds a product to bf16 before it adds to what is there, and an adapter's first steps are less
+// than what bf16 then resolves.
+bool takes_onto_product(const Context& context, const Tensor& x, const LinearTerm& term);
 void linears_onto_products(const Context& context, const Tensor& x,
                            std::span<const LinearTerm> terms);
 
