@@ -30,7 +30,7 @@ std::vector<Case> gpu_lora_cases() {
   cases.push_back(gemm_case({4096, 4096, 4096, DType::bf16}));
   cases.push_back(step_case({2, 16, 512, 8}, false));
   cases.push_back(step_case({4, 64, 512, 8}, true));
-  cases.push_back(adamw_case(512 * 512));
+  cases.push_back(adamw_case(int64_t{512} * 512));
   return cases;
 }
 

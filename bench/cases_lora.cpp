@@ -318,7 +318,7 @@ std::vector<Case> lora_cases() {
   cases.push_back(linear_case({64, 512, 16}));
   cases.push_back(step_case({2, 16, 512, 8}, false));
   cases.push_back(step_case({4, 64, 512, 8}, true));
-  cases.push_back(adamw_case(512 * 512));
+  cases.push_back(adamw_case(int64_t{512} * 512));
   // q_proj, k_proj, gate_proj and down_proj of Qwen2.5-0.5B
   cases.push_back(gemm_case({512, 896, 896}));
   cases.push_back(gemm_case({512, 128, 896}));

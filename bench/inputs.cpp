@@ -21,11 +21,11 @@ std::vector<float> normal_values(int64_t count, float deviation, uint64_t stream
 
 Tensor normal_tensor(Backend& backend, const Shape& shape, float deviation, uint64_t stream,
                      DType dtype) {
-  const Tensor wide = tensor_of(backend, normal_values(shape.elements(), deviation, stream), shape);
+  Tensor wide = tensor_of(backend, normal_values(shape.elements(), deviation, stream), shape);
   if (dtype == DType::f32) {
     return wide;
   }
-  const Tensor narrow = backend.allocate(shape, dtype);
+  Tensor narrow = backend.allocate(shape, dtype);
   backend.cast(wide, narrow);
   return narrow;
 }
@@ -45,13 +45,13 @@ void NormalPool::fill(uint64_t stream, Out to) const {
 }
 
 Tensor tensor_of(Backend& backend, std::span<const int32_t> values) {
-  const Tensor tensor = backend.allocate({static_cast<int64_t>(values.size())}, DType::i32);
+  Tensor tensor = backend.allocate({static_cast<int64_t>(values.size())}, DType::i32);
   backend.upload(std::as_bytes(values), tensor);
   return tensor;
 }
 
 Tensor tensor_of(Backend& backend, std::span<const float> values, const Shape& shape) {
-  const Tensor tensor = backend.allocate(shape, DType::f32);
+  Tensor tensor = backend.allocate(shape, DType::f32);
   backend.upload(std::as_bytes(values), tensor);
   return tensor;
 }

@@ -323,7 +323,7 @@ TrainResult run_as_one_of(Communicator& ranks, ProfiledDevice& device, const Tra
     flags.device.check_matmul_precision(device.backend(), bundle.decoder->matmul_precision());
     const TrainData data = read_data(flags, bundle);
     device.start();
-    const TrainResult result = train_with_bar(bundle, data, flags.options, ranks);
+    TrainResult result = train_with_bar(bundle, data, flags.options, ranks);
     device.report();
     tell_result(result, flags);
     return result;

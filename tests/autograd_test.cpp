@@ -106,7 +106,7 @@ TEST_F(TapeTest, AGradientTakesTheShapeOfItsVar) {
 
 TEST_F(TapeTest, ARecipeRunsOnceForAllAndIsDroppedWithTheLastKeeper) {
   int runs = 0;
-  const Tensor source = values({7});
+  Tensor source = values({7});
   Var x{values({7}), -1, std::make_shared<Recipe>([&runs, source] {
           ++runs;
           return source;

@@ -69,7 +69,7 @@ class CliTest : public testing::Test {
     EXPECT_EQ(run.out, "");
     const size_t begin = run.err.rfind("error: ");
     EXPECT_NE(begin, std::string::npos) << run.err;
-    const std::string message = run.err.substr(begin);
+    std::string message = run.err.substr(begin);
     EXPECT_EQ(message.find('\n'), message.size() - 1) << "more than one line: " << run.err;
     return message;
   }

@@ -39,7 +39,7 @@ class Attach : public testing::Test {
   }
   Tensor weight(int64_t out, int64_t in, DType dtype) {
     const Tensor values = to_device(*backend_, test::draw(out * in, storage_.size()), {out, in});
-    const Tensor stored = backend_->allocate({out, in}, dtype);
+    Tensor stored = backend_->allocate({out, in}, dtype);
     backend_->cast(values, stored);
     return stored;
   }

@@ -25,7 +25,7 @@ using Ids = std::vector<int32_t>;
 class TokenizerTest : public testing::Test {
  protected:
   std::filesystem::path write(const char* name, const std::string& text) {
-    const auto path = folder_.path() / name;
+    auto path = folder_.path() / name;
     write_text_atomically(path, text);
     return path;
   }

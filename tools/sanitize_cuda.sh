@@ -7,8 +7,9 @@
 # FOLDER has the test programs (build/cuda/tests); PATTERN: only runs ("racecheck backend_test")
 # that match this regular expression. COMPUTE_SANITIZER names the tool, of which 2026.4 is known to
 # do (Python package nvidia-cuda-sanitizer-api 13.5); JOBS: runs at a time on each GPU (4), of which
-# all are used; LOGS: a folder that keeps what each run said; LIMIT: seconds that a run may take
-# (3600).
+# all are used, each with up to 50 GB of the host's memory; LOGS: a folder that keeps what each run
+# said; LIMIT: seconds that a run may take (3600). What takes all of a GPU's memory comes last, alone
+# there: the tools need some of it, and end without a word where they get none.
 #
 # What is left out, and why:
 # - Racecheck looks at wick's kernels alone. It reports cuBLASLt's own, which are not ours to mend.
@@ -24,7 +25,7 @@
 #   thousands of launches of the kernels that models_cuda_test launches on the same models.
 # - Memcheck does not report errors of calls: wick checks each, and tests ask for too much memory.
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '5,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '5,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 folder=$(realpath "$1")
 pattern=${2:-.}
 sanitizer=${COMPUTE_SANITIZER:-compute-sanitizer}
@@ -137,13 +138,22 @@ run() {
   [ "$status" = 0 ]
 }
 
+# Runs those that standard input names, so many at a time.
+deal_out() {
+  xargs -r -P "$1" --process-slot-var=SLOT -L 1 bash -c 'set -f; run "$@"' run
+}
+
 gpus=$(nvidia-smi -L | wc -l)
 export -f run
 export sanitizer folder logs gpus
 set -f
 nothing_forgotten
 nvidia-smi -L
-runs >"$logs/runs"
-grep -E "$pattern" "$logs/runs" | xargs -P "$((${JOBS:-4} * gpus))" --process-slot-var=SLOT -L 1 \
-  bash -c 'set -f; run "$@"' run
+runs >"$logs/all"
+grep -E "$pattern" "$logs/all" >"$logs/runs" ||
+  { echo "sanitize_cuda: no run matches $pattern" >&2; exit 2; }
+status=0
+sed '/ backend_cuda_test /d' "$logs/runs" | deal_out "$((${JOBS:-4} * gpus))" || status=$?
+sed -n '/ backend_cuda_test /p' "$logs/runs" | deal_out "$gpus" || status=$?
+[ "$status" = 0 ] || exit "$status"
 echo "all clean; what was said: $logs"

@@ -202,7 +202,7 @@ Tensor load_module(Backend& backend, const Module& module) {
   const std::vector<float> biases = module.biases->floats(module.name + ".biases");
   const int64_t step = std::clamp<int64_t>(kStagedValues / columns, 1, rows);
   std::vector<float> staged(static_cast<size_t>(step * columns));
-  const Tensor out = backend.allocate(module.shape, module.dtype);
+  Tensor out = backend.allocate(module.shape, module.dtype);
   for (int64_t row = 0; row < rows; row += step) {
     const int64_t count = std::min(step, rows - row);
     const std::span values = std::span(staged).first(static_cast<size_t>(count * columns));

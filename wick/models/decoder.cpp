@@ -170,7 +170,7 @@ Var Decoder::run(Tape* tape, const TokenBatch& batch, const StepContext& context
 }
 
 Tensor Decoder::logits(const Tensor& hidden_rows) const {
-  const Tensor logits = backend_.allocate({hidden_rows.rows(), config_.vocab_size}, DType::f32);
+  Tensor logits = backend_.allocate({hidden_rows.rows(), config_.vocab_size}, DType::f32);
   write_logits(hidden_rows, logits);
   return logits;
 }
