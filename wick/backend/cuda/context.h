@@ -35,7 +35,7 @@ struct Context {
   int multiprocessors = 0;
   // What kernels may count on, 90 for 9.0: the device's, or what they were compiled for if less.
   int compute_capability = 0;
-  size_t shared_bytes = 0;     // that a block may opt into
+  size_t shared_bytes = 0;  // that a block may opt into
   // Of a multiprocessor: its share of the memory's peak rate, at its highest clock.
   float memory_bytes_per_clock = 0;
   Mailbox mailbox;
