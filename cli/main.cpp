@@ -50,8 +50,8 @@ int run(int argc, char** argv) {
   } catch (const Interrupted& interrupted) {
     return 128 + interrupted.signal;
   } catch (const OutputClosed&) {
-    std::signal(SIGPIPE, SIG_DFL);
-    std::raise(SIGPIPE);
+    static_cast<void>(std::signal(SIGPIPE, SIG_DFL));
+    static_cast<void>(std::raise(SIGPIPE));
   } catch (const std::bad_alloc&) {
     log_message(LogLevel::error, "out of memory");
   } catch (const std::exception& error) {
@@ -68,6 +68,6 @@ int run(int argc, char** argv) {
 int main(int argc, char** argv) {
   // A closed pipe is an error of the write that meets it, so that nobody who stops reading the log
   // of a training ends the training.
-  std::signal(SIGPIPE, SIG_IGN);
+  static_cast<void>(std::signal(SIGPIPE, SIG_IGN));
   return wick::run(argc, argv);
 }

@@ -162,7 +162,7 @@ TEST_P(Conformance, TokensOutsideEverySpanGetNoGradient) {
   const DType type = activations();
   for (const int64_t G : {1, 2}) {
     for (const auto& backend : backends_) {
-      const Tensor q = upload(*backend, random(4 * 2 * 8), {4, 2, 8}, type);
+      const Tensor q = upload(*backend, random(int64_t{4} * 2 * 8), {4, 2, 8}, type);
       const Tensor k = upload(*backend, random(4 * G * 8), {4, G, 8}, type);
       const Tensor lse = upload(*backend, Values(8, 1.0), {4, 2});
       const Tensor dq = poisoned(*backend, {4, 2, 8}, type);
@@ -243,13 +243,13 @@ TEST_P(Conformance, AttentionSurvivesLargeScores) {
 }
 
 TEST_P(Conformance, KvAppendWritesTheNamedSlotsOnly) {
-  const Values x = random(3 * 2 * 5, activations());
-  const Values before = random(7 * 2 * 5, activations());
+  const Values x = random(int64_t{3} * 2 * 5, activations());
+  const Values before = random(int64_t{7} * 2 * 5, activations());
   const std::vector<int32_t> slots = {6, 0, 3};
   Values expected = before;
   for (int64_t t = 0; t < 3; ++t) {
     for (int64_t i = 0; i < 10; ++i) {
-      expected[slots[t] * 10 + i] = x[t * 10 + i];
+      expected[int64_t{slots[t]} * 10 + i] = x[t * 10 + i];
     }
   }
   expect_outputs(

@@ -107,8 +107,8 @@ TEST(ProfilingBackend, CountsTheKeysThatQueriesSee) {
   const auto inner = make_backend("cpu");
   Profile profile;
   ProfilingBackend backend(*inner, profile);
-  const Tensor q = test::to_device(backend, test::draw(3 * 8, 1), {3, 1, 8});
-  const Tensor kv = test::to_device(backend, test::draw(5 * 8, 2), {5, 1, 8});
+  const Tensor q = test::to_device(backend, test::draw(int64_t{3} * 8, 1), {3, 1, 8});
+  const Tensor kv = test::to_device(backend, test::draw(int64_t{5} * 8, 2), {5, 1, 8});
   const Tensor spans = test::to_device(backend, std::vector<int32_t>{0, 3, 0, 5}, {1, 4});
   const Tensor o = backend.allocate({3, 1, 8}, DType::f32);
   const auto flops_with = [&](const AttentionArgs& args) {

@@ -210,7 +210,7 @@ TEST(CpuMatmul, ProductsByTheLibraryStartNoThreads) {
     return std::distance(std::filesystem::directory_iterator(tasks), {});
   };
   const auto backend = make_backend("cpu", {1});
-  const Tensor a = upload(*backend, Values(256 * 256, 1.0), {256, 256});
+  const Tensor a = upload(*backend, Values(size_t{256} * 256, 1.0), {256, 256});
   const Tensor c = poisoned(*backend, {256, 256});
   const auto before = threads();
   for (const MatmulForm form : {MatmulForm::nn, MatmulForm::tn}) {
@@ -219,7 +219,7 @@ TEST(CpuMatmul, ProductsByTheLibraryStartNoThreads) {
   }
   const auto medium =
       make_backend("cpu", {.threads = 1, .matmul_precision = MatmulPrecision::medium});
-  const Tensor b = upload(*medium, Values(256 * 256, 1.0), {256, 256}, DType::bf16);
+  const Tensor b = upload(*medium, Values(size_t{256} * 256, 1.0), {256, 256}, DType::bf16);
   for (const MatmulForm form : {MatmulForm::nt, MatmulForm::nn}) {
     medium->matmul(a, b, {form}, c);
     EXPECT_EQ(test::download(*medium, c)[0], 256.0);
@@ -267,7 +267,7 @@ TEST_P(Conformance, Matmul) {
 }
 
 TEST_P(Conformance, AddColumnSums) {
-  for (const auto& [T, N] : {std::pair{0, 3}, {1, 1}, {13, 67}, {70, 301}}) {
+  for (const auto& [T, N] : {std::pair<int64_t, int64_t>{0, 3}, {1, 1}, {13, 67}, {70, 301}}) {
     const Values x = random(T * N, activations());
     const Values before = random(N);
     Values expected = before;

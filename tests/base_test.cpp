@@ -232,7 +232,7 @@ TEST(AtomicFile, AFullDiskLeavesTheOldFileWhole) {
   if (child == 0) {
     const rlimit limit{1000, 1000};
     ::setrlimit(RLIMIT_FSIZE, &limit);
-    ::signal(SIGXFSZ, SIG_IGN);
+    static_cast<void>(::signal(SIGXFSZ, SIG_IGN));
     try {
       write_text_atomically(path, std::string(5000, 'x'));
     } catch (const Error& error) {

@@ -287,6 +287,7 @@ TEST(Batcher, PacksInOrderWithinTheBudget) {
   const std::vector<Sample> samples = numbered_samples(10);  // rows 1 2 3 4 5 1 2 3 4 5
   const std::vector<MicroBatch> batches = pack_in_order(samples, 6);
   std::vector<int64_t> rows;
+  rows.reserve(batches.size());
   for (const MicroBatch& batch : batches) {
     rows.push_back(batch.rows);
   }

@@ -180,7 +180,8 @@ TEST_F(MlxQuantizedTest, MatricesLargerThanTheStagingAreaAreWhole) {
   tensors_["m.biases"] = floats({kRows, kColumns / 128}, biases);
   const std::vector<float> values = load("m.weight", {kRows, kColumns});
   for (size_t i = 0; i < values.size(); ++i) {
-    ASSERT_EQ(values[i], static_cast<float>(i / 8 % 13 + i / 128 * 16)) << i;
+    const size_t expected = i / 8 % 13 + i / 128 * 16;
+    ASSERT_EQ(values[i], static_cast<float>(expected)) << i;
   }
 }
 

@@ -325,7 +325,7 @@ TEST(WriteSafetensors, AFullDiskLeavesTheOldFileWhole) {
   if (child == 0) {
     const rlimit limit{8000, 8000};
     ::setrlimit(RLIMIT_FSIZE, &limit);
-    ::signal(SIGXFSZ, SIG_IGN);
+    static_cast<void>(::signal(SIGXFSZ, SIG_IGN));
     const std::string message =
         message_of([&] { write_safetensors(path, {safetensors_item("new", {4000}, values)}); });
     ::_exit(message == path.string() + ": cannot write: File too large" ? 7 : 8);

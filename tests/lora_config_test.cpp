@@ -82,7 +82,8 @@ TEST(AdapterConfig, RefusesWhatChangesTheForwardPass) {
       {R"("bias": "lora_only")", "bias: is \"lora_only\" (biases of the base were trained)"},
   };
   for (const auto& [keys, message] : cases) {
-    EXPECT_EQ(message_of([&] { parse(with(keys)); }), "a.json: " + message + kAdvice);
+    const std::string config = with(keys);
+    EXPECT_EQ(message_of([&] { parse(config); }), "a.json: " + message + kAdvice);
   }
   for (const std::string key :
        {"use_bdlora", "layer_replication", "modules_to_save", "trainable_token_indices",
@@ -147,7 +148,8 @@ TEST(AdapterConfig, BadValuesAreNamed) {
        "layers_pattern: \"l.*\" is no plain name such as \"layers\""},
   };
   for (const auto& [keys, message] : cases) {
-    EXPECT_EQ(message_of([&] { parse(with(keys)); }), "a.json: " + message);
+    const std::string config = with(keys);
+    EXPECT_EQ(message_of([&] { parse(config); }), "a.json: " + message);
   }
   EXPECT_EQ(message_of([] { parse("{\"peft_type\": \"LORA\", "); }).substr(0, 16),
             "a.json: not JSON");

@@ -193,7 +193,7 @@ TEST_F(PeftFolder, AFullDiskLeavesTheOldAdapterWhole) {
   if (child == 0) {
     const rlimit limit{800, 800};
     ::setrlimit(RLIMIT_FSIZE, &limit);
-    ::signal(SIGXFSZ, SIG_IGN);
+    static_cast<void>(::signal(SIGXFSZ, SIG_IGN));
     const std::string message = message_of([&] { write_peft(folder, small_adapter(7)); });
     ::_exit(message.find("adapter_config.json: cannot write") != std::string::npos ? 7 : 8);
   }

@@ -239,7 +239,7 @@ TEST_F(BundleTest, AFullDiskLeavesNothingBehind) {
   if (child == 0) {
     const rlimit limit{20'000, 20'000};
     ::setrlimit(RLIMIT_FSIZE, &limit);
-    ::signal(SIGXFSZ, SIG_IGN);
+    static_cast<void>(::signal(SIGXFSZ, SIG_IGN));
     const auto fails = [&](const fs::path& folder, const SaveOptions& options) {
       return message_of([&] { save_model_folder(folder, source_, *decoder, options); })
           .ends_with("model.safetensors: cannot write: File too large");

@@ -124,7 +124,7 @@ class CudaModel : public testing::TestWithParam<Setting> {
     const std::vector<MicroBatch> batches = sequences();
     Trained trained;
     for (int i = 0; i < kSteps; ++i) {
-      const StepResult result = step.run(batches, i + 1, 2e-4F, 2 * i);
+      const StepResult result = step.run(batches, i + 1, 2e-4F, int64_t{2} * i);
       trained.losses.push_back(result.loss_sum / static_cast<double>(result.target_tokens));
     }
     trained.values = to_host(*backend, attached.values);

@@ -280,7 +280,7 @@ TEST_F(DecoderTest, TrainingAllWeightsKeepsValuesNamesAndTheTiedHead) {
   EXPECT_EQ(flat.grads.elements(), count);
 
   backend_->fill(0.0F, flat.values);  // the decoder reads the arena
-  EXPECT_EQ(logits(*model, {1, 2, 3}), Floats(3 * 40, 0.0F));
+  EXPECT_EQ(logits(*model, {1, 2, 3}), Floats(size_t{3} * 40, 0.0F));
 }
 
 TEST_F(DecoderTest, RandomWeightsFollowTheSeed) {

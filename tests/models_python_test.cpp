@@ -26,6 +26,7 @@ int check_models(const char* verb, const std::filesystem::path& folder) {
 // As IDS of check_models.py.
 std::vector<int32_t> fixed_ids() {
   std::vector<int32_t> ids;
+  ids.reserve(40);
   for (int32_t i = 0; i < 40; ++i) {
     ids.push_back((i * 37 + 11) % 256);
   }

@@ -191,8 +191,8 @@ INSTANTIATE_TEST_SUITE_P(Windows, AttentionTest,
                          [](const auto& test) { return std::string(test.param.name); });
 
 TEST_F(OpsTest, AttentionRefusesHeadsThatDoNotShareKeysEvenly) {
-  const Var q{device(draw(3 * 4, 1), {1, 3, 4})};
-  const Var k{device(draw(2 * 4, 1), {1, 2, 4})};
+  const Var q{device(draw(int64_t{3} * 4, 1), {1, 3, 4})};
+  const Var k{device(draw(int64_t{2} * 4, 1), {1, 2, 4})};
   const Tensor spans = to_device(*backend_, std::vector<int32_t>{0, 1, 0, 1}, {1, 4});
   EXPECT_EQ(message_of([&] { attention(*backend_, nullptr, q, k, k, spans, {}); }),
             "attention: queries [1, 3, 4] do not fit keys [1, 2, 4]");

@@ -245,6 +245,7 @@ TEST_F(TokenizerTest, EncodesFromSeveralThreads) {
   const std::string text = "ab abc cab bca  abab";
   const Ids expected = tokenizer.encode(text, true);
   std::vector<std::thread> threads;
+  threads.reserve(4);
   std::vector<int> wrong(4, 0);
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {

@@ -112,24 +112,29 @@ TEST(MetricsFile, DropsWhatCameAfterTheCheckpointAndHalfLines) {
   EXPECT_NE(read_text(folder.path() / "loss.svg").find("polyline"), std::string::npos);
 }
 
+// Takes the folder of a run, and lets go of it.
+void open_run(const std::filesystem::path& folder, StartMode mode) {
+  [[maybe_unused]] const RunFolder opened(folder, mode);
+}
+
 TEST(RunFolder, AResultIsNotTouchedUnlessAsked) {
   const test::TemporaryFolder folder;
   const auto output = folder.path() / "out";
   const std::string name = output.string();
-  RunFolder(output, StartMode::fresh);
-  RunFolder(output, StartMode::fresh);  // an empty folder is no result
+  open_run(output, StartMode::fresh);
+  open_run(output, StartMode::fresh);  // an empty folder is no result
   write_text_atomically(output / "adapter_config.json", "{}");
-  EXPECT_EQ(message_of([&] { RunFolder(output, StartMode::fresh); }),
+  EXPECT_EQ(message_of([&] { open_run(output, StartMode::fresh); }),
             name +
                 ": holds adapter_config.json of an earlier run; go on with it by --resume, "
                 "replace it by --overwrite, or name another folder");
-  EXPECT_EQ(message_of([&] { RunFolder(output, StartMode::resume); }),
+  EXPECT_EQ(message_of([&] { open_run(output, StartMode::resume); }),
             name +
                 ": holds adapter_config.json but no checkpoint/state.safetensors, so there is "
                 "nothing to resume; replace it by --overwrite, or name another folder");
   write_text_atomically(output / "checkpoint" / "state.safetensors", "x");
   EXPECT_TRUE(RunFolder(output, StartMode::resume).resumes());
-  RunFolder(output, StartMode::overwrite);
+  open_run(output, StartMode::overwrite);
   EXPECT_FALSE(std::filesystem::exists(output / "checkpoint" / "state.safetensors"));
   EXPECT_TRUE(std::filesystem::exists(output / "adapter_config.json"));
 }
@@ -142,7 +147,7 @@ TEST(RunFolder, WhatAKilledRunLeftUnfinishedIsRemoved) {
   write_text_atomically(checkpoint / ".state.safetensors.Ab12Cd", "x");
   write_text_atomically(folder.path() / ".adapter_model.safetensors.Ab12Cd", "x");
   write_text_atomically(folder.path() / ".notes", "x");
-  RunFolder(folder.path(), StartMode::resume);
+  open_run(folder.path(), StartMode::resume);
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(checkpoint), {}), 1);
   EXPECT_FALSE(std::filesystem::exists(folder.path() / ".adapter_model.safetensors.Ab12Cd"));
   EXPECT_TRUE(std::filesystem::exists(folder.path() / ".notes"));
@@ -152,7 +157,7 @@ TEST(RunFolder, AFileInItsPlaceIsAnError) {
   const test::TemporaryFolder folder;
   const auto output = folder.path() / "out";
   write_text_atomically(output, "x");
-  EXPECT_EQ(message_of([&] { RunFolder(output, StartMode::fresh); }),
+  EXPECT_EQ(message_of([&] { open_run(output, StartMode::fresh); }),
             output.string() + ": is not a folder");
 }
 

@@ -14,6 +14,7 @@ namespace wick::test {
 Child::Child(const std::vector<std::string>& command, const std::filesystem::path& streams)
     : out_(streams / "stdout"), err_(streams / "stderr") {
   std::vector<char*> argv;
+  argv.reserve(command.size() + 1);
   for (const std::string& word : command) {
     argv.push_back(const_cast<char*>(word.c_str()));
   }

@@ -65,10 +65,12 @@ MappedFile::~MappedFile() {
 
 void MappedFile::forget(std::span<const std::byte> part) const {
   const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<uintptr_t>(part.data()) + page - 1) / page * page;
-  const auto end = reinterpret_cast<uintptr_t>(part.data() + part.size()) / page * page;
+  const auto first = reinterpret_cast<uintptr_t>(part.data());
+  const auto begin = (first + page - 1) / page * page;
+  const auto end = (first + part.size()) / page * page;
   if (begin < end) {
-    ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);  // only advice
+    auto* address = const_cast<std::byte*>(part.data()) + (begin - first);
+    ::madvise(address, end - begin, MADV_DONTNEED);  // only advice
   }
 }
 

@@ -40,7 +40,8 @@ std::string_view prefix(LogLevel level) {
 constexpr std::string_view kClearLine = "\r\x1b[K";
 
 void put(std::string_view text) {
-  std::fwrite(text.data(), 1, text.size(), stderr);
+  // Where the log cannot be written there is nowhere to say so.
+  static_cast<void>(std::fwrite(text.data(), 1, text.size(), stderr));
 }
 
 }  // namespace
@@ -75,7 +76,7 @@ void log_message(LogLevel level, std::string_view message) {
   put(message);
   put("\n");
   put(s.status);
-  std::fflush(stderr);
+  static_cast<void>(std::fflush(stderr));
 }
 
 bool has_status_line() {
@@ -96,7 +97,7 @@ void set_status_line(std::string_view line) {
   s.status = line;
   put(kClearLine);
   put(s.status);
-  std::fflush(stderr);
+  static_cast<void>(std::fflush(stderr));
 }
 
 }  // namespace wick

@@ -79,6 +79,7 @@ std::optional<int64_t> layer_index(std::string_view module, const std::vector<st
 
 std::vector<ModulePattern> compile_keys(const auto& pairs, const std::string& where) {
   std::vector<ModulePattern> patterns;
+  patterns.reserve(pairs.size());
   for (const auto& [key, value] : pairs) {
     patterns.emplace_back("(?:.*\\.)?(?:" + key + ")", where);
   }

@@ -120,7 +120,7 @@ class Reader {
       wrong(key, *object, "an object of module patterns");
     }
     for (const auto& [module, value] : object->items()) {
-      out.emplace_back(module, (this->*read)(key + " of " + module, value));
+      out.emplace_back(module, (this->*read)(fmt::format("{} of {}", key, module), value));
     }
     return out;
   }
@@ -265,7 +265,8 @@ AdapterConfig parse_adapter_config(std::string_view json, std::string_view name)
   config.alpha_pattern = reader.pattern("alpha_pattern", &Reader::real);
   config.base_model_name_or_path = reader.text("base_model_name_or_path", "");
   config.task_type = reader.text("task_type", "");
-  AdapterRules(config, name);  // compiles the patterns, so that a bad one is found here
+  // Compiles the patterns, so that a bad one is found here.
+  [[maybe_unused]] const AdapterRules compiled(config, name);
   return config;
 }
 

@@ -143,6 +143,7 @@ std::vector<std::string> names_of(std::span<LinearLayer* const> layers,
     return {leaves.begin(), leaves.end()};
   }
   std::vector<std::string> names;
+  names.reserve(targets.size());
   for (const Target& target : targets) {
     names.push_back(target.layer->name);
   }
