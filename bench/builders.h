@@ -2,11 +2,17 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "bench/case.h"
 
 namespace wick::bench {
+
+// ",dtype=bf16"; nothing for f32.
+std::string dtype_suffix(DType dtype);
+// The largest error that a result stored in the type may have.
+double error_limit(DType dtype);
 
 // T rows of width d through a square layer with `adapters` adapters of rank r, one row after the
 // other using the next. The weight has the type, and so have activations, as far as the back end
@@ -31,6 +37,14 @@ struct GemmSizes {
 };
 // A frozen layer alone, its weight in bf16.
 Case gemm_case(const GemmSizes& sizes);
+
+// B sequences of T tokens laid end to end, causal, H heads of D over G heads of keys.
+struct AttentionSizes {
+  int64_t B, T, H, G, D;
+  DType dtype = DType::bf16;
+};
+// Forward alone, or forward and backward.
+Case attention_case(const AttentionSizes& sizes, bool gradients);
 
 struct KvSizes {
   int64_t layers, G, D, P;

@@ -1,4 +1,6 @@
 // What is timed on a GPU, and how kernels alone are timed there: awaited, and in a graph.
+#include <fmt/core.h>
+
 #include "bench/builders.h"
 
 namespace wick::bench {
@@ -46,7 +48,29 @@ std::vector<Case> gpu_sampling_cases() {
   return cases;
 }
 
+// The heads of Qwen2.5-0.5B and 7B, at the lengths of their training steps.
+std::vector<Case> gpu_attention_cases() {
+  std::vector<Case> cases;
+  for (const AttentionSizes& sizes :
+       {AttentionSizes{.B = 4, .T = 2048, .H = 14, .G = 2, .D = 64},
+        AttentionSizes{.B = 2, .T = 4096, .H = 28, .G = 4, .D = 128},
+        AttentionSizes{.B = 1, .T = 512, .H = 14, .G = 2, .D = 64},
+        AttentionSizes{.B = 4, .T = 2048, .H = 14, .G = 2, .D = 64, .dtype = DType::f32}}) {
+    cases.push_back(attention_case(sizes, false));
+    cases.push_back(attention_case(sizes, true));
+  }
+  return cases;
+}
+
 }  // namespace
+
+std::string dtype_suffix(DType dtype) {
+  return dtype == DType::f32 ? "" : fmt::format(",dtype={}", name_of(dtype));
+}
+
+double error_limit(DType dtype) {
+  return dtype == DType::f32 ? kErrorLimit : kBf16ErrorLimit;
+}
 
 PreparedCase awaited(Backend& be, const std::function<void()>& work,
                      const std::function<double()>& error) {
@@ -84,8 +108,9 @@ Case in_graph(const Case& c) {
 
 std::vector<Case> gpu_cases() {
   std::vector<Case> cases;
-  for (const auto& part : {gpu_lora_cases(), rowwise_cases(), gpu_sampling_cases(),
-                           std::vector<Case>{kv_append_case({24, 2, 64, 2048, DType::bf16})}}) {
+  for (const auto& part :
+       {gpu_lora_cases(), gpu_attention_cases(), rowwise_cases(), gpu_sampling_cases(),
+        std::vector<Case>{kv_append_case({24, 2, 64, 2048, DType::bf16})}}) {
     for (const Case& c : part) {
       cases.push_back(c);
       cases.push_back(in_graph(c));

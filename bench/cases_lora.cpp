@@ -93,18 +93,10 @@ double delta_bytes(const LoraSizes& sizes) {
          4.0 * static_cast<double>(2 * sizes.adapters * sizes.d * sizes.r);
 }
 
-std::string dtype_suffix(DType dtype) {
-  return dtype == DType::f32 ? "" : fmt::format(",dtype={}", name_of(dtype));
-}
-
 // ",n=32,dtype=bf16": what is not as in most cases.
 std::string suffix_of(const LoraSizes& sizes) {
   return (sizes.adapters > 1 ? fmt::format(",n={}", sizes.adapters) : "") +
          dtype_suffix(sizes.dtype);
-}
-
-double error_limit(DType dtype) {
-  return dtype == DType::f32 ? kErrorLimit : kBf16ErrorLimit;
 }
 
 }  // namespace

@@ -99,6 +99,20 @@ TEST(Cases, EveryLightCaseOfGpusComputesWhatTheReferenceComputes) {
   }
 }
 
+// Those of the list are too large for a CPU in the time of a test.
+TEST(Cases, AttentionComputesWhatTheReferenceComputes) {
+  for (const std::string_view device : backend_names()) {
+    const auto backend = make_backend(device);
+    for (const bool gradients : {false, true}) {
+      for (const DType dtype : {DType::f32, DType::bf16}) {
+        const Case c =
+            attention_case({.B = 2, .T = 80, .H = 4, .G = 2, .D = 64, .dtype = dtype}, gradients);
+        EXPECT_LE(c.prepare(*backend).error(), c.error_limit) << device << " " << c.name;
+      }
+    }
+  }
+}
+
 TEST(Decoding, EachPairIsATokenWithoutAndOneWithTheAdapter) {
   NamedShape tiny = model_shapes().front();
   tiny.config.vocab_size = 1000;

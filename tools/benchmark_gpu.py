@@ -14,6 +14,9 @@ KINDS = [  # kind of case, what it is, what its figure includes
     ("lora_gradients", "Forward and backward", "Delta, cross-entropy over its d outputs, gradients of A and B, f32."),
     ("lora_step", "Small training step", "As above, then AdamW over A and B. PyTorch: the fused optimiser."),
     ("adamw", "AdamW", "One step over n = 512 x 512 values, f32, gradients given. PyTorch: the fused optimiser."),
+    ("attention", "Attention", "B sequences of T tokens, causal, H heads of D over G heads of keys and values. PyTorch: the fastest of its "
+     "ways (cuDNN's kernels, its own flash attention, its memory-efficient one)."),
+    ("attention_gradients", "Attention, forward and backward", "The same, and the gradients of queries, keys and values."),
     ("softmax", "Softmax", "T rows of C values, f32."),
     ("layer_norm", "Layer norm", "T rows of C values, f32, with weight and bias."),
     ("rms_norm", "RMS norm", "T rows of C values, f32, with weight."),

@@ -6,12 +6,15 @@ them (f32). With --device cpu everything runs there, for trying the worker out.
 """
 import argparse
 import gc
+import sys
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_worker import PROJECTIONS, SHAPES, delta_loss, factors
-from worker import Unavailable, serve
+from worker import Unavailable, sample as sampled, serve
 
 REPEATS = 100  # of the work in a graph
 TIMED_TOKENS = 24  # of decoding, which is slow here: the time of more is in proportion
@@ -96,6 +99,42 @@ def lora_linear(graph, T, d, r, dtype="f32", n=1):
 def gemm(graph, T, N, K, dtype="f32"):
     x, w = torch.randn(T, K).to(DTYPES[dtype]), (torch.randn(N, K) * 0.02).to(DTYPES[dtype])
     return awaited(inference(lambda: F.linear(x, w)), graph)
+
+
+def attention(gradients):
+    """The fastest of PyTorch's ways to do it, in the layout in which a model has queries, keys and values."""
+    def make(graph, B, T, H, G, D, dtype="f32"):
+        q, k, v, d_o = (torch.randn(B, T, heads, D).to(DTYPES[dtype]).transpose(1, 2) for heads in (H, G, G, H))
+        for x in (q, k, v):
+            x.requires_grad_(gradients)
+
+        def run(way):
+            keys, values = k, v
+            if way == SDPBackend.EFFICIENT_ATTENTION:  # as transformers does it, since this has no grouped heads
+                keys, values = (x.repeat_interleave(H // G, 1) for x in (k, v))
+            with sdpa_kernel(way):
+                o = F.scaled_dot_product_attention(q, keys, values, is_causal=True, enable_gqa=keys is k)
+            if gradients:
+                torch.autograd.grad(o, (q, k, v), d_o)
+
+        ways = {}
+        for name, way in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION),
+                          ("efficient", SDPBackend.EFFICIENT_ATTENTION), ("math", SDPBackend.MATH)):
+            # One with all scores in memory is for where there is no other.
+            if name == "math" and ways:
+                continue
+            function = partial(run, way) if gradients else inference(partial(run, way))
+            try:
+                call = awaited(function, graph)
+                ways[name] = call, min(sampled(call, 5, 1.0))
+            except RuntimeError as reason:
+                print(f"attention by {name}: {reason}", file=sys.stderr)
+        fastest = min(ways, key=lambda name: ways[name][1])
+        call = ways[fastest][0]
+        call.extra = lambda: {f"{name}_seconds": seconds for name, (_, seconds) in ways.items()}
+        return call
+
+    return make
 
 
 def lora_gradients(graph, B, T, d, r):
@@ -238,7 +277,7 @@ def decode(graph, shape, prompt, tokens, dtype, r=0):
 KINDS = {
     "lora_delta": lora_delta, "lora_linear": lora_linear, "gemm": gemm, "lora_gradients": lora_gradients,
     "lora_step": lora_step, "adamw": adamw, "sample": sample, "kv_append": kv_append, "train_step": train_step,
-    "decode": decode,
+    "decode": decode, "attention": attention(False), "attention_gradients": attention(True),
     "softmax": rowwise(lambda x, w, b: torch.softmax(x, -1)),
     "layer_norm": rowwise(lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b)),
     "rms_norm": rowwise(lambda x, w, b: F.rms_norm(x, x.shape[-1:], w, 1e-6)),
@@ -284,6 +323,6 @@ if __name__ == "__main__":
     device = parser.parse_args().device
     on_gpu = device != "cpu"
     torch.manual_seed(0)
-    name = torch.cuda.get_device_name() if on_gpu else "on the CPU"
+    name = (f"{torch.cuda.get_device_name()}, cuDNN {torch.backends.cudnn.version()}" if on_gpu else "on the CPU")
     serve({"name": "PyTorch", "version": torch.__version__, "detail": name, "forgets": True},
           {kind: guarded(make) for kind, make in KINDS.items()}, forget=forget)
