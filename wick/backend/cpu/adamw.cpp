@@ -17,11 +17,12 @@ namespace wick::cpu {
 
 // The scalars of AdamwArgs in the form that the inner loop wants.
 struct AdamwFactors {
-  float beta1, beta2;
-  float mean_share;    // of a gradient in the mean: its scale times 1 - beta1
-  float square_share;  // its scale times the root of 1 - beta2, before it is squared
+  float scale;                     // of a gradient, by clipping
+  float mean_share, square_share;  // of a gradient in the mean and in the square: 1 - beta
+  // Of the bias corrections c = 1 / (1 - beta^step), which are thus no work of a value:
+  // m c1 / (sqrt(v c2) + epsilon) = (c1 / sqrt(c2)) m / (sqrt(v) + epsilon / sqrt(c2)).
   float epsilon;
-  float correction1, correction2;  // 1 / (1 - beta^step)
+  float correction;  // c1 / sqrt(c2)
   float learning_rate;
   float decay;  // 1 - learning_rate * weight_decay
 };
@@ -52,19 +53,18 @@ void AdamwRange(const float* grad, const AdamwFactors& f, int64_t count, float* 
   const DF d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   // All in registers: the compiler cannot know that the stores below leave f alone.
-  const VF beta1 = hn::Set(d, f.beta1);
-  const VF beta2 = hn::Set(d, f.beta2);
+  const VF scale = hn::Set(d, f.scale);
   const VF mean_share = hn::Set(d, f.mean_share);
   const VF square_share = hn::Set(d, f.square_share);
   const VF epsilon = hn::Set(d, f.epsilon);
-  const VF correction2 = hn::Set(d, f.correction2);
-  const VF step = hn::Set(d, f.learning_rate * f.correction1);
+  const VF step = hn::Set(d, f.learning_rate * f.correction);
   const VF decay = hn::Set(d, f.decay);
   const auto update = [&](VF g, VF& value, VF& mean, VF& square) HWY_ATTR {
-    const VF share = hn::Mul(square_share, g);
-    mean = hn::MulAdd(beta1, mean, hn::Mul(mean_share, g));
-    square = hn::MulAdd(beta2, square, hn::Mul(share, share));
-    const VF root = hn::Sqrt(hn::Mul(square, correction2));
+    // The multipliers bind: hence differences, which are for the adders.
+    const VF scaled = hn::Mul(scale, g);
+    mean = hn::MulAdd(mean_share, hn::Sub(scaled, mean), mean);
+    square = hn::MulAdd(square_share, hn::MulSub(scaled, scaled, square), square);
+    const VF root = hn::Sqrt(square);
     const VF change = quotient(d, hn::Mul(step, mean), hn::Add(root, epsilon));
     value = hn::MulSub(decay, value, change);
   };
@@ -147,14 +147,12 @@ void adamw(const Context& context, const Tensor& grad, const AdamwArgs& args, co
   const float* schedule = args.schedule.data<float>();
   const float learning_rate = schedule[0];
   AdamwFactors factors{};
-  const double scale = clip_factor(square_sum, args.max_gradient_norm);
-  factors.beta1 = args.beta1;
-  factors.beta2 = args.beta2;
-  factors.mean_share = static_cast<float>(scale * (1.0 - double{args.beta1}));
-  factors.square_share = static_cast<float>(scale * std::sqrt(1.0 - double{args.beta2}));
-  factors.epsilon = args.epsilon;
-  factors.correction1 = schedule[1];
-  factors.correction2 = schedule[2];
+  const double root_of_correction2 = std::sqrt(double{schedule[2]});
+  factors.scale = static_cast<float>(clip_factor(square_sum, args.max_gradient_norm));
+  factors.mean_share = static_cast<float>(1.0 - double{args.beta1});
+  factors.square_share = static_cast<float>(1.0 - double{args.beta2});
+  factors.epsilon = static_cast<float>(args.epsilon / root_of_correction2);
+  factors.correction = static_cast<float>(schedule[1] / root_of_correction2);
 
   struct Task {
     const AdamwSegment* segment;
