@@ -122,6 +122,19 @@ TEST_P(AttentionConformance, RunsThatEndInsideBlocksOfRowsAndTheirGradient) {
   expect_attention({{7, 1, 128, {0, 130, 0, 130, 130, 70, 130, 70, 0, 0, 0, 0, 0, 0, 0, 0}}});
 }
 
+// So many rows and heads that a back end may have other kernels for them.
+TEST_P(AttentionConformance, ManyTilesOfRowsAndTheirGradient) {
+  expect_attention({{43, 1, 128, {0, 130, 0, 130, 130, 127, 130, 127}}});
+}
+
+TEST_P(AttentionConformance, ManyTilesOfRowsWithAWindowAndTheirGradient) {
+  expect_attention({{32, 4, 128, {0, 300, 0, 300, 300, 5, 300, 40, 305, 215, 340, 215}, true, 45}});
+}
+
+TEST_P(AttentionConformance, ManyRowsOfOneRunAndTheirGradient) {
+  expect_attention({{16, 2, 64, {0, 1030, 0, 1100}, true, 40}});
+}
+
 TEST_P(AttentionConformance, WindowsAndTheirGradient) {
   expect_attention({
       {4, 1, 80, {0, 150, 0, 150}, true, 13},
@@ -186,32 +199,41 @@ TEST_P(Conformance, TokensOutsideEverySpanGetNoGradient) {
 TEST_P(Conformance, AttentionReadsNothingBehindTheKeysOfARun) {
   // A cache holds anything, here NaN, where no token has been written yet.
   const DType type = activations();
-  for (const int32_t Tq : {1, 3, 40}) {
-    for (const auto& [D, capacity] : {std::array<int64_t, 2>{64, 700}, {64, 1500}, {33, 700}}) {
-      constexpr int64_t H = 7;
-      constexpr int32_t kUsed = 75;
-      const std::vector<int32_t> spans = {0, Tq, 0, kUsed};
-      const Values q = random(Tq * H * D, type);
-      Values k = random(capacity * D, type);
-      Values v = random(capacity * D, type);
-      std::fill(k.begin() + kUsed * D, k.end(), std::nan(""));
-      std::fill(v.begin() + kUsed * D, v.end(), std::nan(""));
-      Values o(q.size());
-      Values lse(Tq * H);
-      reference::attention(q.data(), k.data(), v.data(), spans.data(), {}, {H, 1, D, 1}, o.data(),
-                           lse.data());
-      expect_outputs(
-          [&, D = D, capacity = capacity](Backend& backend) {
-            const Tensor device_o = poisoned(backend, {Tq, H, D}, type);
-            const Tensor device_lse = poisoned(backend, {Tq, H});
-            backend.attention(upload(backend, q, {Tq, H, D}, type),
-                              upload(backend, k, {capacity, 1, D}, type),
-                              upload(backend, v, {capacity, 1, D}, type),
-                              upload_ids(backend, spans, {1, 4}), {}, device_o, device_lse);
-            return std::vector{device_o, device_lse};
-          },
-          {o, lse});
-    }
+  struct Sizes {
+    int32_t queries, used;
+    int64_t H, D, capacity;
+  };
+  std::vector<Sizes> cases;
+  for (const int32_t queries : {1, 3, 40}) {
+    cases.push_back({queries, 75, 7, 64, 700});
+    cases.push_back({queries, 75, 7, 64, 1500});
+    cases.push_back({queries, 75, 7, 33, 700});
+  }
+  cases.push_back({150, 160, 64, 128, 300});
+  for (const auto& [Tq, used, H, D, capacity] : cases) {
+    SCOPED_TRACE(fmt::format("queries {} H {} D {} capacity {}", Tq, H, D, capacity));
+    const std::vector<int32_t> spans = {0, Tq, 0, used};
+    const Shape q_shape{Tq, H, D};
+    const Shape k_shape{capacity, 1, D};
+    const Values q = random(Tq * H * D, type);
+    Values k = random(capacity * D, type);
+    Values v = random(capacity * D, type);
+    std::fill(k.begin() + used * D, k.end(), std::nan(""));
+    std::fill(v.begin() + used * D, v.end(), std::nan(""));
+    Values o(q.size());
+    Values lse(Tq * H);
+    reference::attention(q.data(), k.data(), v.data(), spans.data(), {}, {H, 1, D, 1}, o.data(),
+                         lse.data());
+    expect_outputs(
+        [&, Tq = Tq, H = H](Backend& backend) {
+          const Tensor device_o = poisoned(backend, q_shape, type);
+          const Tensor device_lse = poisoned(backend, {Tq, H});
+          backend.attention(upload(backend, q, q_shape, type), upload(backend, k, k_shape, type),
+                            upload(backend, v, k_shape, type), upload_ids(backend, spans, {1, 4}),
+                            {}, device_o, device_lse);
+          return std::vector{device_o, device_lse};
+        },
+        {o, lse});
   }
 }
 

@@ -180,7 +180,8 @@ void attention(const Context& context, const Tensor& q, const Tensor& k, const T
     const ForwardTensors tensors{q.data<__nv_bfloat16>(), k.data<__nv_bfloat16>(),
                                  v.data<__nv_bfloat16>(), o.data<__nv_bfloat16>(),
                                  lse ? lse.data<float>() : nullptr};
-    if (!attention_groups(context, call, tensors)) {
+    if (!attention_persistent(context, call, tensors) &&
+        !attention_groups(context, call, tensors)) {
       attention_tiles(context, call, tensors);
     }
   }

@@ -182,6 +182,10 @@ struct ForwardTensors {
 bool attention_groups(const Context& context, const AttentionCall& call,
                       const ForwardTensors& tensors);
 
+// The same for many rows.
+bool attention_persistent(const Context& context, const AttentionCall& call,
+                          const ForwardTensors& tensors);
+
 // What the backward kernels know of the forward pass, by row and head.
 struct RowStatistics {
   float2* of_heads;   // [H,Tq]: log2 of the softmax's denominator; sum of o d_o over the head

@@ -29,33 +29,47 @@ struct RunningSoftmax {
     for (int i = 0; i < kBlocks; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float top = largest[i][half];
+        const float factor = weigh<kKeys>(i, half, scale2, scores);
+        rescale<kD>(i, half, factor, o);
+      }
+    }
+  }
+
+  // The same without o: returns what a row of it is to be multiplied by.
+  template <int kKeys>
+  __device__ __forceinline__ float weigh(int i, int half, float scale2,
+                                         float (&scores)[kBlocks][kKeys / 8][4]) {
+    float top = largest[i][half];
 #pragma unroll
-        for (int j = 0; j < kKeys / 8; ++j) {
-          top = fmaxf(top, fmaxf(scores[i][j][2 * half], scores[i][j][2 * half + 1]));
-        }
-        top = fmaxf(top, __shfl_xor_sync(~0U, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(~0U, top, 2));
-        const float shift = top == -INFINITY ? 0.0F : top * scale2;  // a row may see no key yet
-        const float factor = fast_exp2(largest[i][half] * scale2 - shift);
-        float added = 0.0F;
+    for (int j = 0; j < kKeys / 8; ++j) {
+      top = fmaxf(top, fmaxf(scores[i][j][2 * half], scores[i][j][2 * half + 1]));
+    }
+    top = fmaxf(top, __shfl_xor_sync(~0U, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(~0U, top, 2));
+    const float shift = top == -INFINITY ? 0.0F : top * scale2;  // a row may see no key yet
+    const float factor = fast_exp2(largest[i][half] * scale2 - shift);
+    float added = 0.0F;
 #pragma unroll
-        for (int j = 0; j < kKeys / 8; ++j) {
+    for (int j = 0; j < kKeys / 8; ++j) {
 #pragma unroll
-          for (int c = 2 * half; c < 2 * half + 2; ++c) {
-            scores[i][j][c] = fast_exp2(scores[i][j][c] * scale2 - shift);
-            added += scores[i][j][c];
-          }
-        }
-        sum[i][half] = sum[i][half] * factor + added;
-        largest[i][half] = top;
-        if (__any_sync(~0U, factor != 1.0F)) {  // after the first tiles, mostly not
+      for (int c = 2 * half; c < 2 * half + 2; ++c) {
+        scores[i][j][c] = fast_exp2(scores[i][j][c] * scale2 - shift);
+        added += scores[i][j][c];
+      }
+    }
+    sum[i][half] = sum[i][half] * factor + added;
+    largest[i][half] = top;
+    return factor;
+  }
+
+  template <int kD>
+  __device__ __forceinline__ static void rescale(int i, int half, float factor,
+                                                 float (&o)[kBlocks][kD / 8][4]) {
+    if (__any_sync(~0U, factor != 1.0F)) {  // after the first tiles, mostly not
 #pragma unroll
-          for (int j = 0; j < kD / 8; ++j) {
-            o[i][j][2 * half] *= factor;
-            o[i][j][2 * half + 1] *= factor;
-          }
-        }
+      for (int j = 0; j < kD / 8; ++j) {
+        o[i][j][2 * half] *= factor;
+        o[i][j][2 * half + 1] *= factor;
       }
     }
   }

@@ -17,10 +17,13 @@
 
 namespace wick::cuda {
 
-// Of a right operand whose panels are 64 columns of 64 rows (of the sum): 8192 bytes from panel to
-// panel, 1024 between groups of eight rows; steps of 16 rows are 2048 bytes apart.
+// Of a right operand whose panels are 64 columns of kPanelRows rows (of the sum): kPanelRows x 128
+// bytes from panel to panel, 1024 between groups of eight rows; steps of 16 rows are 2048 bytes
+// apart.
+template <int kPanelRows = 64>
 __device__ __forceinline__ uint64_t rows_descriptor(uint32_t address) {
-  constexpr uint64_t kForm = 1ULL << 62 | 64ULL << 32 | 512ULL << 16;
+  constexpr uint64_t kPanel = kPanelRows * kPanelRowBytes / 16;
+  constexpr uint64_t kForm = 1ULL << 62 | 64ULL << 32 | kPanel << 16;
   return kForm | (address & 0x3FFFFU) >> 4;
 }
 
@@ -106,6 +109,52 @@ __device__ __forceinline__ void multiply_panels(uint64_t a, uint64_t b, bool add
       "}, %32, %33, add, 1, 1, 0, 0;\n}"
       : WICK_SUMS_32(c, 0)
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+#endif
+}
+
+// c[64,128] = a[64,16] b[128,16]^T (+ c where `add`).
+__device__ __forceinline__ void multiply_panels(uint64_t a, uint64_t b, bool add, float (&c)[64]) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+      "}, %64, %65, add, 1, 1, 0, 0;\n}"
+      : WICK_SUMS_64(c, 0)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+#endif
+}
+
+// c[64,128] += a[64,16] b[16,128], with a in registers; b of two panels, see its descriptor.
+__device__ __forceinline__ void add_registers_of_rows(const uint32_t (&a)[4], uint64_t b,
+                                                      float (&c)[64]) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+      "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
+      : WICK_SUMS_64(c, 0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+#endif
+}
+
+// The same of 64 columns, one panel.
+__device__ __forceinline__ void add_registers_of_rows(const uint32_t (&a)[4], uint64_t b,
+                                                      float (&c)[32]) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+      : WICK_SUMS_32(c, 0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 #endif
 }
 
