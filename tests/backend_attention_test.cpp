@@ -327,6 +327,7 @@ TEST_P(Conformance, RopeAppendTurnsTheQueriesAndFillsTheCaches) {
       const Values before = random(kPositions * G * D, type);
       const Values table = random(kPositions * R);
       std::vector<int32_t> positions;
+      positions.reserve(T);
       for (int32_t t = 0; t < T; ++t) {
         positions.push_back(40 - 7 * t);
       }
@@ -373,6 +374,7 @@ void AttentionConformance::expect_append_attention(const std::vector<AppendCase>
     const Values table = random((c.past + c.T) * c.R);
     const std::array before = {random(c.capacity * heads, type), random(c.capacity * heads, type)};
     std::vector<int32_t> positions;
+    positions.reserve(c.T);
     for (int32_t t = 0; t < c.T; ++t) {
       positions.push_back(c.past + t);
     }
