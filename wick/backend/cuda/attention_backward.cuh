@@ -6,10 +6,12 @@
 
 namespace wick::cuda {
 
+// T: bf16 or f32.
+template <class T>
 struct BackwardTensors {
-  const __nv_bfloat16 *q, *k, *v, *d_o;
+  const T *q, *k, *v, *d_o;
   RowStatistics statistics;
-  __nv_bfloat16 *dq, *dk, *dv;
+  T *dq, *dk, *dv;
   float *dk_parts, *dv_parts;  // [parts,Tk,G,D], where parts > 1
   int parts;                   // shares of the heads of a group
 };
@@ -53,11 +55,13 @@ struct StageRows {
 
 // The road of all devices, for heads of up to 128: dq, dk and dv, or the parts of dk and dv.
 void backward_warps(const Context& context, const AttentionCall& call,
-                    const BackwardTensors& tensors);
+                    const BackwardTensors<__nv_bfloat16>& tensors);
+void backward_warps(const Context& context, const AttentionCall& call,
+                    const BackwardTensors<float>& tensors);
 
 // The road of compute capability 9.0, for heads of 64 and 128: dq, dk and dv, or the parts of dk
 // and dv. False, and nothing done, where it cannot be taken.
 bool backward_groups(const Context& context, const AttentionCall& call,
-                     const BackwardTensors& tensors);
+                     const BackwardTensors<__nv_bfloat16>& tensors);
 
 }  // namespace wick::cuda

@@ -127,9 +127,9 @@ __device__ __forceinline__ void add_to_keys(uint32_t own, uint32_t stage, const 
 
 // Starts the copies of the queries from first_row on, their d_o and what belongs to them.
 template <class Tile>
-__device__ __forceinline__ void load_rows(const AttentionCall& call, const BackwardTensors& tensors,
-                                          int h, int first_row, uint32_t stage,
-                                          uint32_t stage_rows) {
+__device__ __forceinline__ void load_rows(const AttentionCall& call,
+                                          const BackwardTensors<__nv_bfloat16>& tensors, int h,
+                                          int first_row, uint32_t stage, uint32_t stage_rows) {
   constexpr int kD = Tile::kD;
   const int q_row = call.H * kD;
   const int64_t at = static_cast<int64_t>(first_row) * q_row + h * kD;
@@ -152,7 +152,7 @@ __device__ __forceinline__ void load_rows(const AttentionCall& call, const Backw
 // Grid: G parts, tiles of keys; the first keys, which most rows see, come first.
 template <class Tile>
 __global__ void __launch_bounds__(WICK_GROUP_THREADS(Tile::kThreads), Tile::kResident)
-    group_backward_keys(const AttentionCall call, const BackwardTensors tensors) {
+    group_backward_keys(const AttentionCall call, const BackwardTensors<__nv_bfloat16> tensors) {
 #if WICK_GROUP_THREADS(1) == 1
   constexpr int kD = Tile::kD;
   extern __shared__ __align__(1024) unsigned char unaligned[];
@@ -288,7 +288,7 @@ __device__ __forceinline__ void add_to_queries(uint32_t own, uint32_t stage, con
 // Grid: H, tiles of rows from the last to the first.
 template <class Tile>
 __global__ void __launch_bounds__(WICK_GROUP_THREADS(Tile::kThreads), Tile::kResident)
-    group_backward_queries(const AttentionCall call, const BackwardTensors tensors) {
+    group_backward_queries(const AttentionCall call, const BackwardTensors<__nv_bfloat16> tensors) {
 #if WICK_GROUP_THREADS(1) == 1
   constexpr int kD = Tile::kD;
   extern __shared__ __align__(1024) unsigned char unaligned[];
@@ -359,7 +359,7 @@ __global__ void __launch_bounds__(WICK_GROUP_THREADS(Tile::kThreads), Tile::kRes
 
 template <class KeysTile, class QueriesTile>
 bool launch_groups(const Context& context, const AttentionCall& call,
-                   const BackwardTensors& tensors) {
+                   const BackwardTensors<__nv_bfloat16>& tensors) {
   const auto keys_kernel = group_backward_keys<KeysTile>;
   const auto queries_kernel = group_backward_queries<QueriesTile>;
   if (!runs_groups(context, keys_kernel)) {
@@ -385,7 +385,7 @@ bool launch_groups(const Context& context, const AttentionCall& call,
 }  // namespace
 
 bool backward_groups(const Context& context, const AttentionCall& call,
-                     const BackwardTensors& tensors) {
+                     const BackwardTensors<__nv_bfloat16>& tensors) {
   if (call.D == 64) {
     return launch_groups<BackwardGroups<64, 1, 3>, BackwardGroups<64, 1, 4>>(context, call,
                                                                              tensors);

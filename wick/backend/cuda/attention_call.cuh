@@ -156,9 +156,11 @@ __device__ __forceinline__ void find_rows(const AttentionCall& call, int first_k
   __syncthreads();
 }
 
-// Whether the tensor-core kernels can take it: bf16 in rows of whole, aligned 16-byte chunks.
-inline bool in_chunks(const Tensor& tensor) {
-  return tensor.dtype() == DType::bf16 && tensor.columns() % 8 == 0 &&
+// Whether the tensor-core kernels of this type can take it: in rows of whole, aligned 16-byte
+// chunks.
+inline bool in_chunks(const Tensor& tensor, DType type = DType::bf16) {
+  const int64_t chunk = type == DType::bf16 ? 8 : 4;
+  return tensor.dtype() == type && tensor.columns() % chunk == 0 &&
          reinterpret_cast<uintptr_t>(tensor.address()) % 16 == 0;
 }
 
@@ -170,21 +172,22 @@ void attention_plain(const Context& context, const Tensor& q, const Tensor& k, c
 void attention_decode(const Context& context, const Tensor& q, const Tensor& k, const Tensor& v,
                       const AttentionCall& call, const Tensor& o, const Tensor& lse);
 
-// As bf16 in chunks.
+// T: bf16 or f32, in chunks.
+template <class T>
 struct ForwardTensors {
-  const __nv_bfloat16 *q, *k, *v;
-  __nv_bfloat16* o;
+  const T *q, *k, *v;
+  T* o;
   float* lse;  // null: not wanted
 };
 
 // The road of compute capability 9.0, for heads of 64 and 128. False, and nothing done, where it
 // cannot be taken.
 bool attention_groups(const Context& context, const AttentionCall& call,
-                      const ForwardTensors& tensors);
+                      const ForwardTensors<__nv_bfloat16>& tensors);
 
 // The same for many rows.
 bool attention_persistent(const Context& context, const AttentionCall& call,
-                          const ForwardTensors& tensors);
+                          const ForwardTensors<__nv_bfloat16>& tensors);
 
 // What the backward kernels know of the forward pass, by row and head.
 struct RowStatistics {

@@ -57,7 +57,7 @@ __device__ __forceinline__ void attend_group(uint32_t queries, uint32_t stage,
 // Grid: H, tiles of rows from the last to the first, since those usually see the most keys.
 template <class Tile>
 __global__ void __launch_bounds__(WICK_GROUP_THREADS(kGroupThreads), Tile::kResident)
-    attention_groups_kernel(const AttentionCall call, const ForwardTensors tensors) {
+    attention_groups_kernel(const AttentionCall call, const ForwardTensors<__nv_bfloat16> tensors) {
 #if WICK_GROUP_THREADS(1) == 1
   constexpr int kD = Tile::kD;
   constexpr int kKeys = Tile::kKeys;
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(WICK_GROUP_THREADS(kGroupThreads), Tile::kResi
 
 template <class Tile>
 bool launch_groups(const Context& context, const AttentionCall& call,
-                   const ForwardTensors& tensors) {
+                   const ForwardTensors<__nv_bfloat16>& tensors) {
   if (!runs_groups(context, attention_groups_kernel<Tile>)) {
     return false;
   }
@@ -140,7 +140,7 @@ bool launch_groups(const Context& context, const AttentionCall& call,
 }  // namespace
 
 bool attention_groups(const Context& context, const AttentionCall& call,
-                      const ForwardTensors& tensors) {
+                      const ForwardTensors<__nv_bfloat16>& tensors) {
   return call.D == 64    ? launch_groups<GroupTile<64, 4>>(context, call, tensors)
          : call.D == 128 ? launch_groups<GroupTile<128, 2>>(context, call, tensors)
                          : false;

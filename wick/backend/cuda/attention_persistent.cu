@@ -212,7 +212,8 @@ bool gains(const AttentionCall& call) {
 }
 
 template <int kD>
-bool launch(const Context& context, const AttentionCall& call, const ForwardTensors& tensors) {
+bool launch(const Context& context, const AttentionCall& call,
+            const ForwardTensors<__nv_bfloat16>& tensors) {
   if (!gains(call) || !runs_groups(context, attention_persistent_kernel<kD>) ||
       !has_tensor_maps()) {
     return false;
@@ -242,7 +243,7 @@ bool launch(const Context& context, const AttentionCall& call, const ForwardTens
 }  // namespace persistent
 
 bool attention_persistent(const Context& context, const AttentionCall& call,
-                          const ForwardTensors& tensors) {
+                          const ForwardTensors<__nv_bfloat16>& tensors) {
   return call.D == 64    ? persistent::launch<64>(context, call, tensors)
          : call.D == 128 ? persistent::launch<128>(context, call, tensors)
                          : false;

@@ -54,7 +54,7 @@ struct Position {
 struct PersistentArgs {
   CUtensorMap q, k, v;
   AttentionCall call;
-  ForwardTensors tensors;
+  ForwardTensors<__nv_bfloat16> tensors;
   int* next;  // item; 0 at first
   int items;
 };

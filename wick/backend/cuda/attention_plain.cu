@@ -1,6 +1,6 @@
 // Attention for any type, head size up to 256 and alignment: tiles in shared memory as f32,
-// products by single f32 operations. It serves f32 activations, and bf16 where rows are not whole
-// chunks.
+// products by single f32 operations. It serves rows that are not whole chunks, and of f32 also
+// heads of more than 128 and few queries of many keys.
 //
 // The walk over keys is that of attention.cu. Bound by f32 operations and shared memory (two loads
 // an operation or so). Memory: none.

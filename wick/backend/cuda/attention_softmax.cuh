@@ -21,8 +21,9 @@ struct RunningSoftmax {
     }
   }
 
-  // Replaces scores by 2^(scale2 (score - largest)), and brings the sums and o to the new largest.
-  template <int kKeys, int kD>
+  // Replaces scores by 2^(scale2 (score - largest)), and brings the sums and o, whose layout is
+  // that of tiles of T, to the new largest.
+  template <int kKeys, int kD, class T = __nv_bfloat16>
   __device__ __forceinline__ void step(float scale2, float (&scores)[kBlocks][kKeys / 8][4],
                                        float (&o)[kBlocks][kD / 8][4]) {
 #pragma unroll
@@ -30,7 +31,7 @@ struct RunningSoftmax {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float factor = weigh<kKeys>(i, half, scale2, scores);
-        rescale<kD>(i, half, factor, o);
+        rescale<kD, T>(i, half, factor, o);
       }
     }
   }
@@ -62,20 +63,16 @@ struct RunningSoftmax {
     return factor;
   }
 
-  template <int kD>
+  template <int kD, class T = __nv_bfloat16>
   __device__ __forceinline__ static void rescale(int i, int half, float factor,
                                                  float (&o)[kBlocks][kD / 8][4]) {
     if (__any_sync(~0U, factor != 1.0F)) {  // after the first tiles, mostly not
-#pragma unroll
-      for (int j = 0; j < kD / 8; ++j) {
-        o[i][j][2 * half] *= factor;
-        o[i][j][2 * half + 1] *= factor;
-      }
+      scale_half<kD, T>(i, half, factor, o);
     }
   }
 
   // Divides o by the sums; lse(row, value) receives the logarithms.
-  template <int kD, class Lse>
+  template <int kD, class T = __nv_bfloat16, class Lse>
   __device__ __forceinline__ void finish(float scale2, float (&o)[kBlocks][kD / 8][4],
                                          const Lse& lse) {
 #pragma unroll
@@ -86,11 +83,7 @@ struct RunningSoftmax {
         total += __shfl_xor_sync(~0U, total, 1);
         total += __shfl_xor_sync(~0U, total, 2);
         const float inverse = total == 0.0F ? 0.0F : 1.0F / total;
-#pragma unroll
-        for (int j = 0; j < kD / 8; ++j) {
-          o[i][j][2 * half] *= inverse;
-          o[i][j][2 * half + 1] *= inverse;
-        }
+        scale_half<kD, T>(i, half, inverse, o);
         lse(i * 16 + half * 8 + static_cast<int>(threadIdx.x % 32) / 4,
             total == 0.0F ? -INFINITY : (largest[i][half] * scale2 + log2f(total)) * kLn2);
       }

@@ -70,7 +70,8 @@ void find_statistics(const Context& context, const AttentionResults& forward,
   const float* lse = forward.lse.data<float>();
   with_activation(forward.o, [&](auto* o) {
     const auto* d_o = static_cast<decltype(o)>(forward.d_o.address());
-    if (in_chunks(forward.o) && in_chunks(forward.d_o)) {
+    const DType type = forward.o.dtype();
+    if (call.D % 8 == 0 && in_chunks(forward.o, type) && in_chunks(forward.d_o, type)) {
       row_statistics<std::remove_pointer_t<decltype(o)>, true>
           <<<blocks, kStatisticsThreads, 0, context.stream>>>(call, o, d_o, lse, statistics);
     } else {

@@ -25,6 +25,14 @@ __device__ __forceinline__ uint4 read_shared(uint32_t from) {
                : "memory");
   return words;
 }
+__device__ __forceinline__ uint2 read_shared_pair(uint32_t from) {
+  uint2 words;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+               : "=r"(words.x), "=r"(words.y)
+               : "r"(from)
+               : "memory");
+  return words;
+}
 __device__ __forceinline__ void write_shared(uint32_t to, const uint4& words) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words.x), "r"(words.y),
                "r"(words.z), "r"(words.w)
