@@ -162,6 +162,23 @@ TEST_P(AttentionConformance, OfAnEncoderAndItsGradient) {
   });
 }
 
+TEST_P(AttentionConformance, HeadsThatFillNoTileAndTheirGradient) {
+  expect_attention({
+      {4, 2, 36, {0, 70, 0, 70}, true, 21},
+      {3, 1, 68, {0, 33, 0, 80, 33, 64, 80, 64}, false},
+      {2, 1, 100, {0, 130, 0, 130}, false, 40},
+      {6, 2, 124, {0, 61, 0, 61, 61, 70, 61, 70}},
+  });
+}
+
+TEST_P(AttentionConformance, HeadsOfNoWholeChunksAndTheirGradient) {
+  expect_attention({
+      {6, 2, 63, {0, 70, 0, 70}, true, 21},
+      {4, 1, 127, {0, 20, 0, 40, 20, 64, 40, 64}},
+      {2, 2, 81, {0, 70, 0, 70}, false},
+  });
+}
+
 TEST_P(AttentionConformance, WideHeadsAndTheirGradient) {
   expect_attention({
       {2, 1, 256, {0, 40, 0, 40}},
@@ -204,7 +221,7 @@ TEST_P(Conformance, AttentionReadsNothingBehindTheKeysOfARun) {
     int64_t H, D, capacity;
   };
   std::vector<Sizes> cases;
-  for (const int32_t queries : {1, 3, 40}) {
+  for (const int32_t queries : {1, 3, 40, 70}) {
     cases.push_back({queries, 75, 7, 64, 700});
     cases.push_back({queries, 75, 7, 64, 1500});
     cases.push_back({queries, 75, 7, 33, 700});
