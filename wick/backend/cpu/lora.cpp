@@ -31,6 +31,7 @@ HWY_EXPORT(ExpandOnceRanks);
 HWY_EXPORT(ExpandOneRow);
 HWY_EXPORT(Collect);
 HWY_EXPORT(Transpose);
+HWY_EXPORT(TransposeRanks);
 
 namespace {
 
@@ -214,7 +215,7 @@ struct PackedFactors {
 // To be called once a task.
 Factors factors_of(const BackwardCall& call, const FactorPlaces& places, TaskThread thread) {
   const float* b = places.b.of(thread, [&](float* to) {
-    HWY_DYNAMIC_DISPATCH(Transpose)(call.b, call.R, call.out, call.R, to, call.stride());
+    HWY_DYNAMIC_DISPATCH(TransposeRanks)(call.b, call.out, call.R, to, call.stride());
   });
   if (call.dx == nullptr) {
     return {b, nullptr};
@@ -248,7 +249,7 @@ void change_db(const BackwardCall& call, int64_t begin, int64_t end, float* sums
                const Change& change) {
   const int64_t R = call.R;
   float* db = call.db + begin * R;
-  HWY_DYNAMIC_DISPATCH(Transpose)(db, R, end - begin, R, sums + begin, call.stride());
+  HWY_DYNAMIC_DISPATCH(TransposeRanks)(db, end - begin, R, sums + begin, call.stride());
   change();
   HWY_DYNAMIC_DISPATCH(Transpose)(sums + begin, call.stride(), R, end - begin, db, R);
 }

@@ -65,6 +65,50 @@ HWY_INLINE int64_t row_at(const SkinnyRows& rows, int64_t i) {
   return rows.index == nullptr ? i : rows.index[i];
 }
 
+#if HWY_TARGET == HWY_AVX3
+// to[r][n] = from[n][r] of as many rows n as a vector has lanes. Seen as one array, each pass
+// brings its even elements ahead of the odd ones, which takes the lowest bit of r from the end of
+// an index to its front.
+template <int64_t kRanks>
+HWY_INLINE void spread_ranks(const float* from, float* to, int64_t to_stride) {
+  const DF d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  VF v[kRanks];
+  WICK_UNROLL for (int64_t i = 0; i < kRanks; ++i) {
+    v[i] = hn::LoadU(d, from + i * lanes);
+  }
+  WICK_UNROLL for (int64_t bit = 1; bit < kRanks; bit *= 2) {
+    VF next[kRanks];
+    WICK_UNROLL for (int64_t i = 0; i < kRanks / 2; ++i) {
+      next[i] = hn::ConcatEven(d, v[2 * i + 1], v[2 * i]);
+      next[i + kRanks / 2] = hn::ConcatOdd(d, v[2 * i + 1], v[2 * i]);
+    }
+    WICK_UNROLL for (int64_t i = 0; i < kRanks; ++i) {
+      v[i] = next[i];
+    }
+  }
+  WICK_UNROLL for (int64_t r = 0; r < kRanks; ++r) {
+    hn::StoreU(v[r], d, to + r * to_stride);
+  }
+}
+#endif
+
+// As transpose() of [rows, R] without gaps.
+HWY_INLINE void transpose_ranks(const float* from, int64_t rows, int64_t R, float* to,
+                                int64_t to_stride) {
+  int64_t n = 0;
+#if HWY_TARGET == HWY_AVX3
+  const auto lanes = static_cast<int64_t>(hn::Lanes(DF()));
+  for (; R == 4 && n + lanes <= rows; n += lanes) {
+    spread_ranks<4>(from + 4 * n, to + n, to_stride);
+  }
+  for (; R == 8 && n + lanes <= rows; n += lanes) {
+    spread_ranks<8>(from + 8 * n, to + n, to_stride);
+  }
+#endif
+  transpose(from + n * R, R, rows - n, R, to + n, to_stride);
+}
+
 // Columns [first, first + columns) of w into panels of their own.
 void PackPanels(const float* w, Stored stored, int64_t first, int64_t columns,
                 const SkinnySize& size, float* panels) {
@@ -78,7 +122,7 @@ void PackPanels(const float* w, Stored stored, int64_t first, int64_t columns,
       }
     }
     if (stored == Stored::rank_last) {
-      transpose(w + (first + at) * R, R, of_panel, R, panels, width);
+      transpose_ranks(w + (first + at) * R, of_panel, R, panels, width);
       continue;
     }
     for (int64_t r = 0; r < R; ++r) {

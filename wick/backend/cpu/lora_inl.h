@@ -286,6 +286,11 @@ void Transpose(const float* from, int64_t from_stride, int64_t rows, int64_t col
   transpose(from, from_stride, rows, columns, to, to_stride);
 }
 
+// Of [rows, R] without gaps.
+void TransposeRanks(const float* from, int64_t rows, int64_t R, float* to, int64_t to_stride) {
+  transpose_ranks(from, rows, R, to, to_stride);
+}
+
 }  // namespace wick::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
