@@ -21,23 +21,6 @@ namespace wick::cuda {
 namespace persistent {
 namespace {
 
-// Waits until the other group has started its products.
-__device__ __forceinline__ void take_turn(int group) {
-  asm volatile("bar.sync %0, %1;" ::"r"(2 + group), "n"(kGroups * kGroupThreads) : "memory");
-}
-__device__ __forceinline__ void give_turn(int group) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(2 + (group ^ 1)), "n"(kGroups * kGroupThreads)
-               : "memory");
-}
-
-// Of a warp, with what it has read of a tile.
-__device__ __forceinline__ void leave(uint64_t& done) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) {
-    arrive(shared_address(&done));
-  }
-}
-
 template <int kD>
 struct Sums {
   float scores[1][kKeys / 8][4];

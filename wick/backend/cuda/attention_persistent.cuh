@@ -1,5 +1,5 @@
-// What the blocks of attention_persistent.cu have in shared memory, and the group of warps that
-// fills it.
+// What the blocks of attention_persistent.cu have in shared memory, the group of warps that fills
+// it, and how its groups wait for each other.
 #pragma once
 
 #include "wick/backend/cuda/attention_groups.cuh"
@@ -181,6 +181,23 @@ __device__ __forceinline__ void bring_all(const PersistentArgs& args, uint32_t s
       }
       at.advance();
     }
+  }
+}
+
+// Waits until the other group has started its products.
+__device__ __forceinline__ void take_turn(int group) {
+  asm volatile("bar.sync %0, %1;" ::"r"(2 + group), "n"(kGroups * kGroupThreads) : "memory");
+}
+__device__ __forceinline__ void give_turn(int group) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(2 + (group ^ 1)), "n"(kGroups * kGroupThreads)
+               : "memory");
+}
+
+// Of a warp, with what it has read of a tile.
+__device__ __forceinline__ void leave(uint64_t& done) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) {
+    arrive(shared_address(&done));
   }
 }
 
