@@ -5,21 +5,44 @@
 #include <dnnl.hpp>
 
 #include <cassert>
+#include <csignal>
 
 namespace wick::cpu {
 
 namespace {
 
-// oneDNN asks OpenMP how many threads to use; the pool has them all, so the answer here is one.
-class OneOpenMpThread {
+// Those that a handler may be called for at any time; not those by which code reports its own
+// faults.
+sigset_t signals_from_outside() {
+  sigset_t set;
+  sigfillset(&set);
+  for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT}) {
+    sigdelset(&set, fault);
+  }
+  return set;
+}
+
+// What oneDNN needs around its calls. It asks OpenMP how many threads to use; the pool has them
+// all, so the answer here is one. And its code keeps values further below the end of the stack than
+// the 128 bytes that a signal's handler leaves alone (seen with 2.6, in dnnl_sgemm: Ctrl-C in a
+// step spoilt results and the heap), so signals wait here.
+class AroundOneDnn {
  public:
-  OneOpenMpThread() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
-  ~OneOpenMpThread() { omp_set_num_threads(before_); }
-  OneOpenMpThread(const OneOpenMpThread&) = delete;
-  OneOpenMpThread& operator=(const OneOpenMpThread&) = delete;
+  AroundOneDnn() : threads_before_(omp_get_max_threads()) {
+    static const sigset_t signals = signals_from_outside();
+    pthread_sigmask(SIG_BLOCK, &signals, &signals_before_);
+    omp_set_num_threads(1);
+  }
+  ~AroundOneDnn() {
+    omp_set_num_threads(threads_before_);
+    pthread_sigmask(SIG_SETMASK, &signals_before_, nullptr);
+  }
+  AroundOneDnn(const AroundOneDnn&) = delete;
+  AroundOneDnn& operator=(const AroundOneDnn&) = delete;
 
  private:
-  int before_;
+  int threads_before_;
+  sigset_t signals_before_{};
 };
 
 // The size of each of `parts` equal parts of `whole`, in steps that suit oneDNN's tiles.
@@ -131,7 +154,7 @@ template <class Product>
 void multiply_blocks(const Context& context, const Product& p, const Cutting& block) {
   const int64_t row_tasks = ceil_div(p.M, block.rows);
   context.pool.run(row_tasks * ceil_div(p.N, block.columns), [&](int64_t task) {
-    const OneOpenMpThread one;
+    const AroundOneDnn around;
     const int64_t m = task % row_tasks * block.rows;
     const int64_t n = task / row_tasks * block.columns;
     const Part part{m, n, 0, std::min(block.rows, p.M - m), std::min(block.columns, p.N - n), p.K};
@@ -161,7 +184,7 @@ void multiply_depths(const Context& context, const Product& p) {
   const int64_t parts = ceil_div(p.K, depth);
   const Scratch sums(context.scratch, parts * values);
   context.pool.run(parts, [&](int64_t task) {
-    const OneOpenMpThread one;
+    const AroundOneDnn around;
     const int64_t end = std::min(p.K, (task + 1) * depth);
     for (int64_t k = task * depth; k < end; k += kPiece) {
       multiply_part(p, {0, 0, k, p.M, p.N, std::min(kPiece, end - k)},
