@@ -1,6 +1,4 @@
 // What is timed on a GPU, and how kernels alone are timed there: awaited, and in a graph.
-#include <fmt/core.h>
-
 #include "bench/builders.h"
 
 namespace wick::bench {
@@ -63,14 +61,6 @@ std::vector<Case> gpu_attention_cases() {
 }
 
 }  // namespace
-
-std::string dtype_suffix(DType dtype) {
-  return dtype == DType::f32 ? "" : fmt::format(",dtype={}", name_of(dtype));
-}
-
-double error_limit(DType dtype) {
-  return dtype == DType::f32 ? kErrorLimit : kBf16ErrorLimit;
-}
 
 PreparedCase awaited(Backend& be, const std::function<void()>& work,
                      const std::function<double()>& error) {

@@ -14,6 +14,14 @@
 
 namespace wick::bench {
 
+std::string dtype_suffix(DType dtype) {
+  return dtype == DType::f32 ? "" : fmt::format(",dtype={}", name_of(dtype));
+}
+
+double error_limit(DType dtype) {
+  return dtype == DType::f32 ? kErrorLimit : kBf16ErrorLimit;
+}
+
 namespace {
 
 constexpr float kScaling = 2.0F;

@@ -59,11 +59,14 @@ void AdamwRange(const float* grad, const AdamwFactors& f, int64_t count, float* 
   const VF epsilon = hn::Set(d, f.epsilon);
   const VF step = hn::Set(d, f.learning_rate * f.correction);
   const VF decay = hn::Set(d, f.decay);
+  const VF least = hn::Set(d, -3.40282347e38F);
   const auto update = [&](VF g, VF& value, VF& mean, VF& square) HWY_ATTR {
     // The multipliers bind: hence differences, which are for the adders.
     const VF scaled = hn::Mul(scale, g);
     mean = hn::MulAdd(mean_share, hn::Sub(scaled, mean), mean);
-    square = hn::MulAdd(square_share, hn::MulSub(scaled, scaled, square), square);
+    // Finite, so that a square that is infinite stays so; NaN stays NaN, the second operand.
+    const VF growth = hn::Max(least, hn::MulSub(scaled, scaled, square));
+    square = hn::MulAdd(square_share, growth, square);
     const VF root = hn::Sqrt(square);
     const VF change = quotient(d, hn::Mul(step, mean), hn::Add(root, epsilon));
     value = hn::MulSub(decay, value, change);

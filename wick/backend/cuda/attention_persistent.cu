@@ -43,11 +43,14 @@ __device__ __forceinline__ void start_scores(uint32_t queries, uint32_t keys, Su
 
 template <int kD>
 __device__ __forceinline__ void start_results(uint32_t values, Sums<kD>& sums) {
-  auto& o = reinterpret_cast<float(&)[kD / 2]>(sums.o);
 #pragma unroll
   for (int step = 0; step < kKeys / 16; ++step) {
-    add_registers_of_rows(sums.p[0][step],
-                          rows_descriptor<128>(values + step * 16 * kPanelRowBytes), o);
+    const uint64_t right = rows_descriptor<128>(values + step * 16 * kPanelRowBytes);
+    if constexpr (kD == 64) {
+      add_product_of_rows(sums.p[0][step], right, sums.o[0]);
+    } else {
+      add_registers_of_rows(sums.p[0][step], right, reinterpret_cast<float(&)[kD / 2]>(sums.o));
+    }
   }
   commit_products();
 }
@@ -71,7 +74,7 @@ __device__ __forceinline__ void attend(uint32_t shared, int group, const Visible
     factors[1] = sums.softmax.template weigh<kKeys>(0, 1, scale2, sums.scores);
   };
 
-  wait_for_barrier(shared_address(&barriers.keys_there[at.stage]), at.phase);
+  wait_for_barrier(shared_address(&barriers.keys_there[at.stage]), at.round);
   begin_products();
   start_scores(queries, keys + at.stage * At::kTileBytes, sums);
   wait_for_products<0>();
@@ -82,11 +85,11 @@ __device__ __forceinline__ void attend(uint32_t shared, int group, const Visible
   for (int first_key = of_tile.begin + kKeys; first_key < of_tile.end; first_key += kKeys) {
     const Position last = at;
     at.advance();
-    wait_for_barrier(shared_address(&barriers.keys_there[at.stage]), at.phase);
+    wait_for_barrier(shared_address(&barriers.keys_there[at.stage]), at.round);
     take_turn(group);
     begin_products();
     start_scores(queries, keys + at.stage * At::kTileBytes, sums);
-    wait_for_barrier(shared_address(&barriers.values_there[last.stage]), last.phase);
+    wait_for_barrier(shared_address(&barriers.values_there[last.stage]), last.round);
     begin_products();
     start_results(values + last.stage * At::kTileBytes, sums);
     give_turn(group);
@@ -102,7 +105,7 @@ __device__ __forceinline__ void attend(uint32_t shared, int group, const Visible
     to_fragments<1, kKeys>(sums.scores, sums.p);
   }
   leave(barriers.queries_done);
-  wait_for_barrier(shared_address(&barriers.values_there[at.stage]), at.phase);
+  wait_for_barrier(shared_address(&barriers.values_there[at.stage]), at.round);
   begin_products();
   start_results(values + at.stage * At::kTileBytes, sums);
   wait_for_products<0>();
@@ -176,7 +179,7 @@ __global__ void __launch_bounds__(WICK_GROUP_THREADS(kThreads), 1)
   }
   __syncthreads();
   if (threadIdx.x < kGroupThreads) {
-    keep_registers<kRegistersToLoad>();
+    leave_registers<kRegistersToLoad>();
     bring_all<kD>(args, shared_address(shared), works, barriers);
   } else {
     take_registers<kRegistersToMultiply>();

@@ -4,6 +4,7 @@
 
 #include "wick/backend/cuda/attention_groups.cuh"
 #include "wick/backend/cuda/tensor_copy.cuh"
+#include "wick/backend/cuda/warp_roles.cuh"
 
 namespace wick::cuda::persistent {
 
@@ -14,9 +15,12 @@ constexpr int kStages = 2;
 constexpr int kThreads = (kGroups + 1) * kGroupThreads;
 constexpr int kPanelBytes = 128 * kPanelRowBytes;
 static_assert(kRows == 128 && kKeys == 128);
-// Of a thread: what a multiprocessor has is 504 for three.
+// Of a thread.
 constexpr int kRegistersToMultiply = 232;
-constexpr int kRegistersToLoad = 40;
+constexpr int kRegistersToLoad = kRegistersOfThree - kGroups * kRegistersToMultiply;
+
+// Stages of keys and values.
+using Position = RingPlace<kStages>;
 
 template <int kD>
 struct Places {  // in shared memory
@@ -39,16 +43,6 @@ struct Barriers {
   uint64_t queries_there, queries_done;
   uint64_t keys_there[kStages], keys_done[kStages];
   uint64_t values_there[kStages], values_done[kStages];
-};
-
-// A stage of keys and values, and how often all were used, by parity.
-struct Position {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void advance() {
-    stage = stage + 1 == kStages ? 0 : stage + 1;
-    phase ^= stage == 0 ? 1 : 0;
-  }
 };
 
 struct PersistentArgs {
@@ -85,24 +79,11 @@ __device__ __forceinline__ void start_barriers(Barriers& all) {
   show_barriers_to_copies();
 }
 
-template <int kRegisters>
-__device__ __forceinline__ void take_registers() {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-#endif
-}
-template <int kRegisters>
-__device__ __forceinline__ void keep_registers() {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
-#endif
-}
-
 __device__ __forceinline__ void meet_loaders() {
   asm volatile("bar.sync 1, %0;" ::"n"(kGroupThreads) : "memory");
 }
 
-// Once the last reader of what was there is done.
+// To be called once the last reader of what was there is done.
 template <int kD>
 __device__ __forceinline__ void bring(const CUtensorMap& map, int head, int row, uint32_t to,
                                       uint64_t& there) {
@@ -169,14 +150,14 @@ __device__ __forceinline__ void bring_all(const PersistentArgs& args, uint32_t s
       const uint32_t values = shared + At::kValuesAt + at.stage * At::kTileBytes;
       const int count = bounds.end - first_key;
       if (asks) {
-        wait_for_barrier(shared_address(&barriers.keys_done[at.stage]), at.phase ^ 1);
+        wait_for_barrier(shared_address(&barriers.keys_done[at.stage]), at.round ^ 1);
         bring<kD>(args.k, g, first_key, keys, barriers.keys_there[at.stage]);
       }
       if (count < kKeys) {
-        wait_for_barrier(shared_address(&barriers.values_done[at.stage]), at.phase ^ 1);
+        wait_for_barrier(shared_address(&barriers.values_done[at.stage]), at.round ^ 1);
         copy_last_values<kD>(args, g, first_key, count, values, barriers.values_there[at.stage]);
       } else if (asks) {
-        wait_for_barrier(shared_address(&barriers.values_done[at.stage]), at.phase ^ 1);
+        wait_for_barrier(shared_address(&barriers.values_done[at.stage]), at.round ^ 1);
         bring<kD>(args.v, g, first_key, values, barriers.values_there[at.stage]);
       }
       at.advance();

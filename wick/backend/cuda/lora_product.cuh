@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(WICK_GROUP_THREADS(kProductThreads), 1)
   constexpr int kProductRegisters = 224;
   begin_product(shared);
   if (group == 0) {
-    leave_registers<kProductRegisters>();
+    leave_registers<kRegistersOfThree - kProductGroups * kProductRegisters>();
     const int warp = static_cast<int>(threadIdx.x) / 32;
     const bool first_lane = threadIdx.x % 32 == 0;
     if (warp < kProductGroups) {

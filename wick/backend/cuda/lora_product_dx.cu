@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(WICK_GROUP_THREADS(kProductThreads), 1)
   wait_for_previous();
   let_next_start();
   if (group == 0) {
-    leave_registers<kProductRegisters>();
+    leave_registers<kRegistersOfThree - kProductGroups * kProductRegisters>();
     if (threadIdx.x == 0) {
       load_gradient(shared, args, cluster, clusters);
     }

@@ -5,6 +5,7 @@
 #include "wick/backend/cuda/cluster.cuh"
 #include "wick/backend/cuda/early_launch.cuh"
 #include "wick/backend/cuda/tensor_copy.cuh"
+#include "wick/backend/cuda/warp_roles.cuh"
 #include "wick/backend/cuda/wide_products.cuh"
 
 namespace wick::cuda {
@@ -109,20 +110,6 @@ struct ProductShared {
   __device__ uint32_t part_stored() const { return low_full(2 * kProductGroups); }
 };
 
-// A place in the ring, and how often it came round.
-template <int kStages>
-struct RingPlace {
-  int stage = 0;
-  uint32_t round = 0;  // its lowest bit
-
-  __device__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      round ^= 1;
-    }
-  }
-};
-
 // All threads, first: no block of the cluster goes on before the barriers of both are ready.
 template <int kRanks>
 __device__ __forceinline__ void begin_product(const ProductShared<kRanks>& shared) {
@@ -149,22 +136,6 @@ __device__ __forceinline__ void end_product() {
   __syncwarp();
   cluster_arrive();
   cluster_wait();
-}
-
-// The multiprocessor's registers go to those who multiply: kEach for each of their threads.
-template <int kEach>
-__device__ __forceinline__ void take_registers() {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kEach));
-#endif
-}
-// And what they leave to the threads of the group that loads.
-template <int kEach>
-__device__ __forceinline__ void leave_registers() {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  constexpr int kAll = 504;  // of three threads, a warp group each
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kAll - kProductGroups * kEach));
-#endif
 }
 
 }  // namespace wick::cuda

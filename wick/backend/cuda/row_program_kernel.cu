@@ -3,6 +3,7 @@
 #include "wick/backend/cuda/row_attention.cuh"
 #include "wick/backend/cuda/row_program_launch.h"
 #include "wick/backend/cuda/row_shrink.cuh"
+#include "wick/backend/cuda/warp_roles.cuh"
 
 namespace wick::cuda {
 namespace {
@@ -23,17 +24,6 @@ constexpr int kOtherRegisters = 64;
 static_assert(kWorkers * kWorkerRegisters + (kProgramThreads - kWorkers) * kOtherRegisters <=
               kProgramThreads * kRegisters);
 
-__device__ __forceinline__ void take_registers() {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kWorkerRegisters));
-#endif
-}
-__device__ __forceinline__ void give_registers() {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kOtherRegisters));
-#endif
-}
-
 // kD: 64 or 128, at least the channels of a head; kHalves: of 16 queries a key head.
 template <int kD, int kHalves>
 __global__ void __launch_bounds__(kProgramThreads, 1)
@@ -48,7 +38,7 @@ __global__ void __launch_bounds__(kProgramThreads, 1)
   let_next_start();
   uint32_t first_tag = 0;
   if (warp >= kProgramWarps) {
-    give_registers();
+    leave_registers<kOtherRegisters>();
     if (warp == kFetchWarp) {
       fetch_program(program, shared_address(memory), shared,
                     [](const AttentionPhase& phase, const HeadShare& share) {
@@ -73,7 +63,7 @@ __global__ void __launch_bounds__(kProgramThreads, 1)
       }
     }
   } else {
-    take_registers();
+    take_registers<kWorkerRegisters>();
     wait_for_previous();
     first_tag = program.exchange.state->tag;
     uint64_t* rows = program.exchange.rows;

@@ -144,20 +144,6 @@ __device__ __forceinline__ void add_registers_of_rows(const uint32_t (&a)[4], ui
 #endif
 }
 
-// The same of 64 columns, one panel.
-__device__ __forceinline__ void add_registers_of_rows(const uint32_t (&a)[4], uint64_t b,
-                                                      float (&c)[32]) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-      "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
-      : WICK_SUMS_32(c, 0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-#endif
-}
-
 // Keeps the compiler from using an accumulator ahead of the wait before this.
 template <int kValues>
 __device__ __forceinline__ void settle(float (&c)[kValues]) {
