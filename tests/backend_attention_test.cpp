@@ -135,6 +135,11 @@ TEST_P(AttentionConformance, ManyRowsOfOneRunAndTheirGradient) {
   expect_attention({{16, 2, 64, {0, 1030, 0, 1100}, true, 40}});
 }
 
+// A block's first tile has more rounds than the ring has stages twice, and some blocks have two.
+TEST_P(AttentionConformance, ManyTilesThroughManyKeysAndTheirGradient) {
+  expect_attention({{140, 1, 128, {0, 66, 0, 577}}});
+}
+
 TEST_P(AttentionConformance, WindowsAndTheirGradient) {
   expect_attention({
       {4, 1, 80, {0, 150, 0, 150}, true, 13},

@@ -152,12 +152,12 @@ __device__ __forceinline__ void bring_all(const PersistentArgs& args, uint32_t s
       if (asks) {
         wait_for_barrier(shared_address(&barriers.keys_done[at.stage]), at.round ^ 1);
         bring<kD>(args.k, g, first_key, keys, barriers.keys_there[at.stage]);
+        wait_for_barrier(shared_address(&barriers.values_done[at.stage]), at.round ^ 1);
       }
       if (count < kKeys) {
-        wait_for_barrier(shared_address(&barriers.values_done[at.stage]), at.round ^ 1);
+        meet_loaders();  // of them one alone has kept pace with the rounds
         copy_last_values<kD>(args, g, first_key, count, values, barriers.values_there[at.stage]);
       } else if (asks) {
-        wait_for_barrier(shared_address(&barriers.values_done[at.stage]), at.round ^ 1);
         bring<kD>(args.v, g, first_key, values, barriers.values_there[at.stage]);
       }
       at.advance();
