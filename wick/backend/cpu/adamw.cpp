@@ -13,6 +13,8 @@
 
 #ifndef WICK_BACKEND_CPU_ADAMW_SHARED_
 #define WICK_BACKEND_CPU_ADAMW_SHARED_
+#include <limits>
+
 namespace wick::cpu {
 
 // The scalars of AdamwArgs in the form that the inner loop wants.
@@ -59,7 +61,7 @@ void AdamwRange(const float* grad, const AdamwFactors& f, int64_t count, float* 
   const VF epsilon = hn::Set(d, f.epsilon);
   const VF step = hn::Set(d, f.learning_rate * f.correction);
   const VF decay = hn::Set(d, f.decay);
-  const VF least = hn::Set(d, -3.40282347e38F);
+  const VF least = hn::Set(d, std::numeric_limits<float>::lowest());
   const auto update = [&](VF g, VF& value, VF& mean, VF& square) HWY_ATTR {
     // The multipliers bind: hence differences, which are for the adders.
     const VF scaled = hn::Mul(scale, g);
@@ -139,17 +141,6 @@ double clip_factor(float square_sum, float limit) {
   return std::min(1.0, double{limit} / (norm + 1e-6));
 }
 
-// Writes each line of x as it is. Of a line that another core has read meanwhile both keep a copy,
-// and a store waits for the other's to go: 9 ns each among the kernel's other stores, 3 in a row of
-// stores of few bytes.
-void claim_lines(float* x, int64_t count) {
-  constexpr int64_t kLine = BlockCache::kAlignment / sizeof(float);
-  volatile float* stored = x;  // so that what changes nothing is done
-  for (int64_t i = 0; i < count; i += kLine) {
-    stored[i] = stored[i];
-  }
-}
-
 }  // namespace
 
 void adamw(const Context& context, const Tensor& grad, const AdamwArgs& args, const Tensor& p,
@@ -186,8 +177,8 @@ void adamw(const Context& context, const Tensor& grad, const AdamwArgs& args, co
   }
   const auto count = static_cast<int64_t>(tasks.size());
   const bool serial = values <= most;
-  constexpr int64_t kMostInCache = 65536;  // more has left the second cache since it was read
-  const bool shared = context.pool.threads() > 1 && values <= kMostInCache;
+  // All threads have read the parameters.
+  const bool shared = context.pool.threads() > 1 && values <= kMostShared;
   for_ranges(context, count, serial ? std::max<int64_t>(count, 1) : 1,
              [factors, learning_rate, shared, all = tasks.data(), grads = grad.data<float>(),
               ps = p.data<float>(), ms = m.data<float>(),

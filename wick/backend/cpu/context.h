@@ -63,4 +63,28 @@ inline int64_t task_parameters(const Context& context, int64_t elements) {
                                                      kLeastElements, kElementsOfTask);
 }
 
+// Floats that are written again while they are still in the second caches of the cores that wrote
+// and read them; more have left.
+constexpr int64_t kMostShared = 65536;
+
+// Of a line that one core has written and another read since, both keep a copy, and the next store
+// waits for the other's to go: 12 ns among other loads and stores, 6-9 in a row, 3 in a row of a
+// few bytes each. Where the other core has written it too, 1.6.
+constexpr int64_t kFloatsOfLine = BlockCache::kAlignment / sizeof(float);
+
+// For who will write x again: writes each line as it is.
+inline void claim_lines(float* x, int64_t count) {
+  volatile float* stored = x;  // so that what changes nothing is done
+  for (int64_t i = 0; i < count; i += kFloatsOfLine) {
+    stored[i] = stored[i];
+  }
+}
+
+// For who has read scratch for the last time that another core will write again.
+inline void take_lines(float* x, int64_t count) {
+  for (int64_t i = 0; i < count; i += kFloatsOfLine) {
+    x[i] = 0.0F;  // without a load: 3 % less of the gradients [2, 16, 512] than as it is
+  }
+}
+
 }  // namespace wick::cpu

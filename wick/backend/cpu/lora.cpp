@@ -337,16 +337,6 @@ Blocks blocks_of(const BackwardCall& call) {
   return {worth_it ? rows_of(few) : 0, false};
 }
 
-// Called for scratch that was read for the last time, and that another core has written and will
-// write again. A line that was only read stays in both cores' caches, and its owner's next write
-// takes 6-9 ns then; one that was written here too moves back in 1.6.
-void take_lines(float* x, int64_t count) {
-  constexpr int64_t kLine = BlockCache::kAlignment / sizeof(float);
-  for (int64_t i = 0; i < count; i += kLine) {
-    x[i] = 0.0F;
-  }
-}
-
 // A task does all that there is to do with some rows while they are in its cache.
 void backward_by_rows(const Context& context, const BackwardCall& call, const Blocks& by) {
   constexpr int64_t kMostRows = 32;  // at a time
@@ -382,14 +372,12 @@ void backward_by_rows(const Context& context, const BackwardCall& call, const Bl
        {out, R, stride, call.scaling, more}, 0, out, b_sums);
     }
   });
-  // More than that has left the second cache by the next call.
-  constexpr int64_t kMostTaken = 65536;
-  const bool taken = context.pool.threads() > 1 && blocks * sums_of_block <= kMostTaken;
+  const bool shared = context.pool.threads() > 1 && blocks * sums_of_block <= kMostShared;
   const auto add_all = [=](float* from, int64_t row, int64_t begin, int64_t end, float* to) {
     for (int64_t r = 0; r < R; ++r) {
       float* own = from + r * row + begin;
       add_rows(own, sums_of_block, blocks, end - begin, to + r * row + begin);
-      for (int64_t block = 0; taken && block < blocks; ++block) {
+      for (int64_t block = 0; shared && block < blocks; ++block) {
         take_lines(own + block * sums_of_block, end - begin);
       }
     }

@@ -38,14 +38,12 @@ class PackedByThread {
   };
 
   PackedByThread(const Context& context, int64_t tasks, int64_t values)
-      : stride_(values > 0 ? ceil_div(values, kLine) * kLine + kApart : 0),
+      : stride_(values > 0 ? ceil_div(values, kFloatsOfLine) * kFloatsOfLine + kApart : 0),
         values_(context.scratch, stride_ * (tasks > 1 ? context.pool.threads() : 1)) {}
 
   Places places() const { return {values_.data(), stride_}; }
 
  private:
-  static constexpr int64_t kLine = BlockCache::kAlignment / sizeof(float);
-
   int64_t stride_;
   Scratch values_;
 };
